@@ -1,0 +1,26 @@
+"""Linux sockets for Python at the speed of the kernel.
+
+    sock = fastsock.bind_udp(("0.0.0.0", 9995), rcvbuf=8 << 20)
+    while True:
+        for payload, address in sock.recvfrom_many():
+            ...
+"""
+
+from fastsock._probe import Probe, probe
+from fastsock._recvbatch import Datagram, RecvBatch
+from fastsock._sendbatch import SendBatch
+from fastsock._sock import Socket
+from fastsock._udp import bind_udp, connect_udp
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Datagram",
+    "Probe",
+    "RecvBatch",
+    "SendBatch",
+    "Socket",
+    "bind_udp",
+    "connect_udp",
+    "probe",
+]

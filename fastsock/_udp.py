@@ -1,0 +1,177 @@
+"""bind_udp and connect_udp: a UDP socket with its options set and its buffers checked.
+
+Policy only: every option goes through Socket.setsockopt. May import _sock and the
+standard library.
+"""
+
+from __future__ import annotations
+
+import socket as _stdlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from fastsock._sock import Socket
+
+# Linux 2.6.14; the standard library has no name for them (socket(7)).
+SO_SNDBUFFORCE = 32
+SO_RCVBUFFORCE = 33
+
+
+def bind_udp(
+    address: tuple[Any, ...],
+    *,
+    family: int | None = None,
+    rcvbuf: int | None = None,
+    sndbuf: int | None = None,
+    reuse_address: bool = False,
+    reuse_port: bool = False,
+    dualstack_ipv6: bool = False,
+) -> Socket:
+    """Return a UDP socket bound to ``address``, ready to receive.
+
+    Args:
+        address: ``(host, port)``, or a four-tuple for IPv6. A host name is resolved with
+            getaddrinfo, and bound to the first of its addresses that can be. The host ""
+            means every address of the family; port 0 lets the kernel choose.
+        family: AF_INET or AF_INET6, to leave no choice to the resolver.
+        rcvbuf: Bytes of receive buffer to ask for. Beyond net.core.rmem_max it takes
+            CAP_NET_ADMIN; what the kernel does not give is warned of, with what lifts it.
+        sndbuf: The same for the send buffer.
+        reuse_address: Set SO_REUSEADDR.
+        reuse_port: Set SO_REUSEPORT, to spread datagrams over several sockets.
+        dualstack_ipv6: Receive IPv4 too, as ``::ffff:a.b.c.d``, on an IPv6 wildcard.
+            Without it an IPv6 socket is IPV6_V6ONLY, as with ``socket.create_server``.
+
+    Raises:
+        OSError: EADDRINUSE, EADDRNOTAVAIL, EACCES ...; the address is in its text.
+        socket.gaierror: The host does not resolve.
+        ValueError: ``dualstack_ipv6`` with AF_INET.
+
+    Warns:
+        RuntimeWarning: A buffer is smaller than asked for.
+
+    See udp(7), socket(7), ipv6(7).
+    """
+    if dualstack_ipv6:
+        if family == _stdlib.AF_INET:
+            raise ValueError("dualstack_ipv6 needs AF_INET6")
+        family = _stdlib.AF_INET6
+
+    def configure(sock: Socket) -> None:
+        if reuse_address:
+            sock.setsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_REUSEPORT, 1)
+        if sock.family == _stdlib.AF_INET6:
+            sock.setsockopt(_stdlib.IPPROTO_IPV6, _stdlib.IPV6_V6ONLY, 0 if dualstack_ipv6 else 1)
+        request_buffers(sock, rcvbuf, sndbuf)
+
+    return open_udp(address, family, _stdlib.AI_PASSIVE, configure, Socket.bind)
+
+
+def connect_udp(
+    address: tuple[Any, ...],
+    *,
+    family: int | None = None,
+    local_address: tuple[Any, ...] | None = None,
+    rcvbuf: int | None = None,
+    sndbuf: int | None = None,
+) -> Socket:
+    """Return a UDP socket whose peer is ``address``, ready for ``send_many``.
+
+    Args:
+        address: ``(host, port)``, or a four-tuple for IPv6; names as in ``bind_udp``.
+        family: AF_INET or AF_INET6, to leave no choice to the resolver.
+        local_address: Bind to it first.
+        rcvbuf: As in ``bind_udp``.
+        sndbuf: As in ``bind_udp``.
+
+    Raises:
+        OSError: ENETUNREACH, EADDRINUSE ...; the address is in its text.
+        socket.gaierror: The host does not resolve.
+
+    Warns:
+        RuntimeWarning: A buffer is smaller than asked for.
+
+    A connected UDP socket hears of a closed port: ConnectionRefusedError, from a later
+    call. See udp(7), connect(2).
+    """
+
+    def configure(sock: Socket) -> None:
+        request_buffers(sock, rcvbuf, sndbuf)
+        if local_address is not None:
+            sock.bind(local_address)
+
+    return open_udp(address, family, 0, configure, Socket.connect)
+
+
+def open_udp(
+    address: tuple[Any, ...],
+    family: int | None,
+    ai_flags: int,
+    configure: Callable[[Socket], None],
+    attach: Callable[[Socket, Any], None],
+) -> Socket:
+    """A socket for the first of the addresses behind `address` to which it can be attached."""
+    if not isinstance(address, tuple) or not 2 <= len(address) <= 4:
+        raise TypeError(f"address must be a tuple (host, port), not {address!r}")
+    host, port, *rest = address
+    if not 0 <= port <= 0xFFFF:
+        raise OverflowError("port must be 0-65535.")
+    found = _stdlib.getaddrinfo(
+        host or None, port, family or _stdlib.AF_UNSPEC, _stdlib.SOCK_DGRAM, _stdlib.IPPROTO_UDP, ai_flags
+    )
+    failure: OSError | None = None
+    for candidate, kind, proto, _, resolved in found:
+        if candidate == _stdlib.AF_INET6 and rest:
+            resolved = (*resolved[:2], *rest, *resolved[2 + len(rest) :])
+        try:
+            sock = Socket(candidate, kind, proto)
+        except OSError as error:
+            failure = failure or error
+            continue
+        try:
+            configure(sock)
+            attach(sock, resolved)
+        except OSError as error:
+            sock.close()
+            failure = failure or type(error)(error.errno, f"{error.strerror}: {resolved!r}")
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    assert failure is not None, "getaddrinfo returns at least one address or raises"
+    raise failure
+
+
+def request_buffers(sock: Socket, rcvbuf: int | None, sndbuf: int | None) -> None:
+    """Ask for socket buffers of so many bytes; warn where the kernel gives less."""
+    options = (
+        (rcvbuf, _stdlib.SO_RCVBUF, SO_RCVBUFFORCE, "receive", "net.core.rmem_max"),
+        (sndbuf, _stdlib.SO_SNDBUF, SO_SNDBUFFORCE, "send", "net.core.wmem_max"),
+    )
+    for wanted, option, force, which, sysctl in options:
+        if wanted is None:
+            continue
+        if wanted < 1:
+            raise ValueError(f"a {which} buffer must be at least 1 byte, not {wanted}")
+        was = buffer_size(sock, option)
+        try:
+            sock.setsockopt(_stdlib.SOL_SOCKET, force, wanted)
+        except PermissionError:
+            sock.setsockopt(_stdlib.SOL_SOCKET, option, wanted)
+        got = buffer_size(sock, option)
+        if got < wanted:
+            warnings.warn(
+                f"{which} buffer: wanted {wanted} bytes, was {was}, got {got}; "
+                f"raise the limit with: sysctl -w {sysctl}={wanted}",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+
+
+def buffer_size(sock: Socket, option: int) -> int:
+    """A buffer's size in the unit that setsockopt takes: the kernel reads it back doubled."""
+    return sock.getsockopt(_stdlib.SOL_SOCKET, option) // 2

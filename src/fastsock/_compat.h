@@ -1,0 +1,97 @@
+/* What the C library or an older kernel header may lack, and the few things that
+   Cython cannot say: atomic flags and the allocator's own tuning. The only place
+   for #ifdef. Imports nothing of fastsock. */
+#ifndef FASTSOCK_COMPAT_H
+#define FASTSOCK_COMPAT_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1
+#endif
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+/* linux/sock_diag.h: the counters of SO_MEMINFO (Linux 4.12). */
+#ifndef SO_MEMINFO
+#define SO_MEMINFO 55
+#endif
+#define FASTSOCK_MEMINFO_VARS 16
+#define FASTSOCK_MEMINFO_DROPS 8
+
+/* Kernel-internal, and yet user space sees it: a recvmmsg interrupted after its first
+   datagram leaves it in SO_ERROR (net/socket.c, do_recvmmsg). It means EINTR. */
+#define FASTSOCK_ERESTARTSYS 512
+
+/* musl's sendmmsg loops over sendmsg, and its recvmmsg rewrites the headers' padding;
+   the system calls themselves take the same structures as glibc's functions, because
+   the arenas start zeroed and musl's padding is never written. */
+static inline int fastsock_sendmmsg(int fd, struct mmsghdr *msgvec, unsigned int vlen, int flags)
+{
+#ifdef __GLIBC__
+    return sendmmsg(fd, msgvec, vlen, flags);
+#else
+    return (int)syscall(SYS_sendmmsg, fd, msgvec, vlen, flags);
+#endif
+}
+
+static inline int fastsock_recvmmsg(int fd, struct mmsghdr *msgvec, unsigned int vlen, int flags)
+{
+#ifdef __GLIBC__
+    return recvmmsg(fd, msgvec, vlen, flags, NULL);
+#else
+    return (int)syscall(SYS_recvmmsg, fd, msgvec, vlen, flags, NULL);
+#endif
+}
+
+/* An ownership flag that holds with and without the GIL. It stores the process's fork
+   epoch, so that a flag taken by a thread that fork() left behind counts as free. */
+static inline int fastsock_flag_acquire(int *flag, int epoch)
+{
+    int seen = 0;
+    if (__atomic_compare_exchange_n(flag, &seen, epoch, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+        return 1;
+    return seen != epoch
+        && __atomic_compare_exchange_n(flag, &seen, epoch, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+}
+
+static inline void fastsock_flag_release(int *flag)
+{
+    __atomic_store_n(flag, 0, __ATOMIC_RELEASE);
+}
+
+static inline int fastsock_exchange(int *value, int desired)
+{
+    return __atomic_exchange_n(value, desired, __ATOMIC_ACQ_REL);
+}
+
+/* Let the allocator keep `nbytes` of freed heap instead of returning them to the kernel
+   and faulting them in again at the next batch. glibc raises its mmap and trim
+   thresholds when a mapped block is freed (mallopt(3), M_MMAP_THRESHOLD), up to 32 MiB;
+   this frees one such block. Nothing is touched, so nothing is resident. A threshold
+   that the user fixed through the environment stays. See docs/design/malloc.md. */
+static inline void fastsock_keep_heap(size_t nbytes)
+{
+#ifdef __GLIBC__
+    static size_t kept = 32 * 1024;
+    const size_t most = 32 * 1024 * 1024 - 8192;
+    size_t seen = __atomic_load_n(&kept, __ATOMIC_RELAXED);
+    if (nbytes <= seen || seen >= most)
+        return;
+    nbytes = nbytes >= most / 2 ? most : 2 * nbytes;
+    __atomic_store_n(&kept, nbytes, __ATOMIC_RELAXED);
+    void *volatile block = malloc(nbytes);
+    free(block);
+#else
+    (void)nbytes;
+#endif
+}
+
+#endif

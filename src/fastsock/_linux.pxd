@@ -1,0 +1,170 @@
+# The C library's and the kernel's declarations, under their own names; one block per
+# header. Nothing else lives here. Used as `from fastsock cimport _linux as c`, so that
+# every crossing into C reads `c.name`.
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+
+cdef extern from "_compat.h" nogil:
+    enum:
+        SO_MEMINFO
+        FASTSOCK_MEMINFO_VARS
+        FASTSOCK_MEMINFO_DROPS
+        FASTSOCK_ERESTARTSYS
+    int fastsock_sendmmsg(int fd, mmsghdr *msgvec, unsigned int vlen, int flags)
+    int fastsock_recvmmsg(int fd, mmsghdr *msgvec, unsigned int vlen, int flags)
+    bint fastsock_flag_acquire(int *flag, int epoch)
+    void fastsock_flag_release(int *flag)
+    int fastsock_exchange(int *value, int desired)
+    void fastsock_keep_heap(size_t nbytes)
+
+cdef extern from "<errno.h>" nogil:
+    int errno
+    enum:
+        EAGAIN
+        EBADF
+        ECONNREFUSED
+        ECONNRESET
+        EHOSTDOWN
+        EHOSTUNREACH
+        EINPROGRESS
+        EINTR
+        EINVAL
+        EISCONN
+        ENETDOWN
+        ENETUNREACH
+        ENOPROTOOPT
+        EOPNOTSUPP
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+
+cdef extern from "<sys/socket.h>" nogil:
+    ctypedef unsigned int socklen_t
+    ctypedef unsigned short sa_family_t
+    enum:
+        AF_UNSPEC
+        AF_UNIX
+        AF_INET
+        AF_INET6
+        SOCK_STREAM
+        SOCK_DGRAM
+        SOCK_SEQPACKET
+        SOCK_NONBLOCK
+        SOCK_CLOEXEC
+        SOL_SOCKET
+        SO_DOMAIN
+        SO_ERROR
+        SO_PROTOCOL
+        SO_TYPE
+        MSG_CTRUNC
+        MSG_DONTWAIT
+        MSG_PEEK
+        MSG_TRUNC
+        MSG_WAITFORONE
+    struct sockaddr:
+        sa_family_t sa_family
+    struct sockaddr_storage:
+        sa_family_t ss_family
+    struct msghdr:
+        void *msg_name
+        socklen_t msg_namelen
+        iovec *msg_iov
+        size_t msg_iovlen
+        void *msg_control
+        size_t msg_controllen
+        int msg_flags
+    struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    struct cmsghdr:
+        size_t cmsg_len
+        int cmsg_level
+        int cmsg_type
+    cmsghdr *CMSG_FIRSTHDR(msghdr *msg)
+    cmsghdr *CMSG_NXTHDR(msghdr *msg, cmsghdr *cmsg)
+    unsigned char *CMSG_DATA(cmsghdr *cmsg)
+    size_t CMSG_LEN(size_t length)
+    size_t CMSG_SPACE(size_t length)
+    int socket(int family, int type, int protocol)
+    int bind(int fd, const sockaddr *addr, socklen_t addrlen)
+    int connect(int fd, const sockaddr *addr, socklen_t addrlen)
+    int shutdown(int fd, int how)
+    int getsockname(int fd, sockaddr *addr, socklen_t *addrlen)
+    int getpeername(int fd, sockaddr *addr, socklen_t *addrlen)
+    int getsockopt(int fd, int level, int optname, void *optval, socklen_t *optlen)
+    int setsockopt(int fd, int level, int optname, const void *optval, socklen_t optlen)
+    ssize_t recvfrom(int fd, void *buf, size_t size, int flags, sockaddr *addr, socklen_t *addrlen)
+    ssize_t sendto(int fd, const void *buf, size_t size, int flags, const sockaddr *addr, socklen_t addrlen)
+    ssize_t recvmsg(int fd, msghdr *msg, int flags)
+    ssize_t sendmsg(int fd, const msghdr *msg, int flags)
+
+cdef extern from "<netinet/in.h>" nogil:
+    enum:
+        INET_ADDRSTRLEN
+        INET6_ADDRSTRLEN
+        INADDR_ANY
+        INADDR_BROADCAST
+    struct in_addr:
+        uint32_t s_addr
+    struct in6_addr:
+        uint8_t s6_addr[16]
+    struct sockaddr_in:
+        sa_family_t sin_family
+        uint16_t sin_port
+        in_addr sin_addr
+    struct sockaddr_in6:
+        sa_family_t sin6_family
+        uint16_t sin6_port
+        uint32_t sin6_flowinfo
+        in6_addr sin6_addr
+        uint32_t sin6_scope_id
+
+cdef extern from "<sys/un.h>" nogil:
+    struct sockaddr_un:
+        sa_family_t sun_family
+        char sun_path[108]
+
+cdef extern from "<arpa/inet.h>" nogil:
+    int inet_pton(int family, const char *src, void *dst)
+    const char *inet_ntop(int family, const void *src, char *dst, socklen_t size)
+    uint16_t htons(uint16_t value)
+    uint16_t ntohs(uint16_t value)
+    uint32_t htonl(uint32_t value)
+    uint32_t ntohl(uint32_t value)
+
+cdef extern from "<poll.h>" nogil:
+    enum:
+        POLLIN
+        POLLOUT
+        POLLERR
+        POLLHUP
+        POLLNVAL
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int ppoll(pollfd *fds, unsigned long nfds, const timespec *timeout, void *sigmask)
+
+cdef extern from "<time.h>" nogil:
+    enum:
+        CLOCK_MONOTONIC
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec *ts)
+
+cdef extern from "<fcntl.h>" nogil:
+    enum:
+        F_GETFL
+        F_SETFL
+        F_GETFD
+        F_SETFD
+        F_DUPFD_CLOEXEC
+        FD_CLOEXEC
+        O_NONBLOCK
+    int fcntl(int fd, int cmd, long arg)
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)

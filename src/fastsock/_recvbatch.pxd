@@ -1,0 +1,54 @@
+# Receiving batches: an arena, its kernel headers and its columns. No system calls.
+
+from libc.stdint cimport int32_t, int64_t, uint8_t
+from fastsock cimport _linux as c
+from fastsock._sockaddr cimport AddressCache
+
+
+cdef class RecvBatch:
+    # Geometry, fixed at construction.
+    cdef readonly Py_ssize_t vlen           # kernel messages per call
+    cdef readonly Py_ssize_t slot_size      # bytes of a slot that a datagram may fill
+    cdef readonly Py_ssize_t stride         # bytes from one slot to the next
+
+    # What the kernel is handed. iov_size is what each iov_len says now, and naming whether
+    # each msg_name is set: a name that nobody reads costs 30 ns.
+    cdef c.mmsghdr *msgvec
+    cdef c.iovec *iov
+    cdef c.sockaddr_storage *names          # NULL unless addresses were asked for
+    cdef char *arena
+    cdef Py_ssize_t iov_size
+    cdef bint naming
+    cdef Py_ssize_t dirty                   # leading headers that the last call changed
+
+    # What the last receive left: columns of `count` items.
+    cdef Py_ssize_t count
+    cdef int64_t *offsets_column
+    cdef int32_t *lengths_column
+    cdef uint8_t *truncated_column
+
+    # Ownership: see _compat.h. Held over a receive and over whatever reads names or peers.
+    cdef int busy
+    cdef AddressCache peers
+
+    cdef bint try_acquire(self) noexcept
+    cdef int acquire(self) except -1
+    cdef void release(self) noexcept
+    cdef void shape(self, Py_ssize_t iov_size, bint naming) noexcept
+    cdef void prepare(self) noexcept
+    cdef void decode(self, Py_ssize_t received, bint seqpacket) noexcept
+    cdef list payload_list(self, size_t *heap_bytes)
+    cdef list payload_address_list(self, size_t *heap_bytes)
+    cdef Datagram datagram(self, Py_ssize_t index)
+
+
+cdef class Datagram:
+    # The slot it lies in: the batch keeps the memory.
+    cdef RecvBatch batch
+    cdef char *start
+    cdef Py_ssize_t nbytes
+    cdef readonly bint truncated
+
+    # The peer as the kernel gave it, decoded when asked for.
+    cdef c.sockaddr_storage name
+    cdef int namelen                        # -1 when the batch records no addresses

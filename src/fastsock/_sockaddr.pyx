@@ -1,0 +1,294 @@
+# Socket addresses between the kernel's form and Python's: the tuples and paths of the
+# socket module, with its checks and its errors. Pure, but for the resolver, which the
+# standard library runs for us and only for host names. Imports only _linux.
+
+import os
+import socket as _stdlib
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.number cimport PyNumber_Index
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memcmp, memcpy, memset
+from fastsock cimport _linux as c
+
+cdef extern from "Python.h":
+    object PyUnicode_DecodeFSDefaultAndSize(const char *text, Py_ssize_t size)
+
+cdef extern from "<string.h>" nogil:
+    size_t strnlen(const char *text, size_t most)
+
+cdef extern from "<stddef.h>" nogil:
+    size_t UNIX_PATH_OFFSET "offsetof(struct sockaddr_un, sun_path)"
+
+
+# --- Python to kernel -----------------------------------------------------------------
+
+cdef object host_text(object host):
+    """The host as a str, from the types that the socket module takes."""
+    if isinstance(host, str):
+        text = host
+    elif isinstance(host, (bytes, bytearray)):
+        text = bytes(host).decode("ascii", "surrogateescape")
+    else:
+        raise TypeError(f"str, bytes or bytearray expected, not {type(host).__name__}")
+    if "\0" in text:
+        raise ValueError("host name must not contain null character")
+    return text
+
+
+cdef object resolve(int family, str host):
+    """The first address that getaddrinfo gives, as its tuple; raises socket.gaierror."""
+    if host == "":
+        return _stdlib.getaddrinfo(None, 0, family, c.SOCK_DGRAM, 0, _stdlib.AI_PASSIVE)[0][4]
+    if host == "<broadcast>":
+        if family != c.AF_INET:
+            raise OSError("address family mismatched")
+        return ("255.255.255.255", 0)
+    return _stdlib.getaddrinfo(host, 0, family, c.SOCK_DGRAM)[0][4]
+
+
+cdef int encode_inet(object address, str caller, c.sockaddr_in *sin) except -1:
+    if not isinstance(address, tuple):
+        raise TypeError(f"{caller}(): AF_INET address must be tuple, not {type(address).__name__}")
+    if len(<tuple>address) != 2:
+        raise TypeError(f"{caller}(): AF_INET address must be a pair (host, port)")
+    cdef str host = host_text((<tuple>address)[0])
+    cdef bytes packed = host.encode("utf-8", "surrogateescape")
+    port = PyNumber_Index((<tuple>address)[1])
+    if not 0 <= port <= 0xFFFF:
+        raise OverflowError(f"{caller}(): port must be 0-65535.")
+    memset(sin, 0, sizeof(c.sockaddr_in))
+    if c.inet_pton(c.AF_INET, packed, &sin.sin_addr) != 1:
+        found = (<str>resolve(c.AF_INET, host)[0]).encode("ascii")
+        c.inet_pton(c.AF_INET, <bytes>found, &sin.sin_addr)
+    sin.sin_family = c.AF_INET
+    sin.sin_port = c.htons(<int>port)
+    return 0
+
+
+cdef int encode_inet6(object address, str caller, c.sockaddr_in6 *sin6) except -1:
+    if not isinstance(address, tuple):
+        raise TypeError(f"{caller}(): AF_INET6 address must be tuple, not {type(address).__name__}")
+    cdef Py_ssize_t size = len(<tuple>address)
+    if not 2 <= size <= 4:
+        raise TypeError(f"{caller}(): AF_INET6 address must be a tuple (host, port[, flowinfo[, scopeid]])")
+    cdef str host = host_text((<tuple>address)[0])
+    cdef bytes packed = host.encode("utf-8", "surrogateescape")
+    port = PyNumber_Index((<tuple>address)[1])
+    flowinfo = (<tuple>address)[2] if size > 2 else 0
+    scope_id = (<tuple>address)[3] if size > 3 else 0
+    if not 0 <= port <= 0xFFFF:
+        raise OverflowError(f"{caller}(): port must be 0-65535.")
+    if not 0 <= flowinfo <= 0xFFFFF:
+        raise OverflowError(f"{caller}(): flowinfo must be 0-1048575.")
+    memset(sin6, 0, sizeof(c.sockaddr_in6))
+    if c.inet_pton(c.AF_INET6, packed, &sin6.sin6_addr) != 1:
+        found = resolve(c.AF_INET6, host)
+        # getaddrinfo returns a scoped address as "fe80::1%lo": the scope is the fourth item.
+        packed = (<str>found[0]).split("%", 1)[0].encode("ascii")
+        c.inet_pton(c.AF_INET6, packed, &sin6.sin6_addr)
+        if size < 4:
+            scope_id = found[3]
+    sin6.sin6_family = c.AF_INET6
+    sin6.sin6_port = c.htons(<int>port)
+    sin6.sin6_flowinfo = c.htonl(<unsigned int>flowinfo)
+    sin6.sin6_scope_id = scope_id
+    return 0
+
+
+cdef int encode_unix(object address, c.sockaddr_un *sun, c.socklen_t *addrlen) except -1:
+    cdef bytes path
+    if isinstance(address, str):
+        path = os.fsencode(address)
+    elif isinstance(address, bytes):
+        path = address
+    elif isinstance(address, (bytearray, memoryview)):
+        path = bytes(address)
+    else:
+        raise TypeError(f"a bytes-like object is required, not '{type(address).__name__}'")
+    cdef size_t size = len(path)
+    cdef const char *raw = path
+    # An abstract name may fill sun_path; a path needs room for its NUL (unix(7)).
+    if size > sizeof(sun.sun_path) or (size == sizeof(sun.sun_path) and raw[0] != 0):
+        raise OSError("AF_UNIX path too long")
+    memset(sun, 0, sizeof(c.sockaddr_un))
+    sun.sun_family = c.AF_UNIX
+    memcpy(sun.sun_path, raw, size)
+    addrlen[0] = <c.socklen_t>(UNIX_PATH_OFFSET + size + (1 if size and raw[0] != 0 else 0))
+    return 0
+
+
+cdef int encode_address(
+    int family, object address, str caller, c.sockaddr_storage *storage, c.socklen_t *addrlen
+) except -1:
+    if family == c.AF_INET:
+        addrlen[0] = sizeof(c.sockaddr_in)
+        return encode_inet(address, caller, <c.sockaddr_in *>storage)
+    if family == c.AF_INET6:
+        addrlen[0] = sizeof(c.sockaddr_in6)
+        return encode_inet6(address, caller, <c.sockaddr_in6 *>storage)
+    if family == c.AF_UNIX:
+        return encode_unix(address, <c.sockaddr_un *>storage, addrlen)
+    raise OSError(f"{caller}(): bad family")
+
+
+# --- kernel to Python -----------------------------------------------------------------
+
+cdef object decode_address(const c.sockaddr_storage *storage, size_t addrlen):
+    cdef const c.sockaddr_in *sin = <const c.sockaddr_in *>storage
+    cdef const c.sockaddr_in6 *sin6 = <const c.sockaddr_in6 *>storage
+    cdef const c.sockaddr_un *sun = <const c.sockaddr_un *>storage
+    cdef char text[c.INET6_ADDRSTRLEN]
+    cdef size_t size
+    if addrlen == 0:
+        return None                     # an unnamed AF_UNIX peer, or a stream
+    # The kernel reports the length it wanted, which may be more than it wrote.
+    addrlen = min(addrlen, sizeof(c.sockaddr_storage))
+    if storage.ss_family == c.AF_INET and addrlen >= sizeof(c.sockaddr_in):
+        c.inet_ntop(c.AF_INET, &sin.sin_addr, text, sizeof(text))
+        return ((<bytes>text).decode("ascii"), c.ntohs(sin.sin_port))
+    if storage.ss_family == c.AF_INET6 and addrlen >= sizeof(c.sockaddr_in6):
+        c.inet_ntop(c.AF_INET6, &sin6.sin6_addr, text, sizeof(text))
+        return (
+            (<bytes>text).decode("ascii"),
+            c.ntohs(sin6.sin6_port),
+            c.ntohl(sin6.sin6_flowinfo),
+            sin6.sin6_scope_id,
+        )
+    if storage.ss_family == c.AF_UNIX:
+        size = addrlen - UNIX_PATH_OFFSET if addrlen > UNIX_PATH_OFFSET else 0
+        if size and sun.sun_path[0] == 0:
+            return PyBytes_FromStringAndSize(sun.sun_path, <Py_ssize_t>size)
+        return PyUnicode_DecodeFSDefaultAndSize(sun.sun_path, <Py_ssize_t>strnlen(sun.sun_path, size))
+    size = addrlen - sizeof(c.sa_family_t)
+    return (
+        <int>storage.ss_family,
+        PyBytes_FromStringAndSize(<const char *>storage + sizeof(c.sa_family_t), <Py_ssize_t>size),
+    )
+
+
+# --- the cache ------------------------------------------------------------------------
+# Direct-mapped: a new peer takes the place of the one that hashed there, so that the
+# memory is bounded whatever arrives, and a stale entry cannot exist: the whole kernel
+# form is the key. It grows by doubling while peers keep evicting each other.
+
+cdef enum:
+    PEERS_AT_FIRST = 256
+    PEERS_AT_MOST = 65536
+    KEY_SIZE = 28           # sizeof(struct sockaddr_in6), the longest form that is cached
+
+
+cdef class AddressCache:
+    def __cinit__(self):
+        self.peers = <Peer *>PyMem_Calloc(PEERS_AT_FIRST, sizeof(Peer))
+        if self.peers == NULL:
+            raise MemoryError()
+        self.size = PEERS_AT_FIRST
+        self.latest = self.peers
+
+    def __dealloc__(self):
+        cdef size_t i
+        if self.peers != NULL:
+            for i in range(self.size):
+                if self.peers[i].address != NULL:
+                    Py_DECREF(<object>self.peers[i].address)
+            PyMem_Free(self.peers)
+
+    def __len__(self):
+        return self.used
+
+    @property
+    def capacity(self):
+        return self.size
+
+    def __call__(self, bytes raw not None):
+        """Decode the kernel form `raw`: what the receiving loops do, for tests."""
+        cdef c.sockaddr_storage storage
+        load_raw(raw, &storage)
+        return self.decode(&storage, len(raw))
+
+    cdef size_t place(self, const uint8_t *key) noexcept:
+        cdef uint64_t words[4]
+        words[3] = 0
+        memcpy(words, key, KEY_SIZE)
+        cdef uint64_t h = words[0] * <uint64_t>0x9E3779B97F4A7C15
+        h = (h ^ (h >> 32) ^ words[1]) * <uint64_t>0xBF58476D1CE4E5B9
+        h = (h ^ (h >> 32) ^ words[2]) * <uint64_t>0x94D049BB133111EB
+        h = (h ^ (h >> 32) ^ words[3]) * <uint64_t>0x9E3779B97F4A7C15
+        return <size_t>(h >> 40) & (self.size - 1)
+
+    cdef object decode(self, const c.sockaddr_storage *storage, size_t addrlen):
+        cdef uint8_t key[KEY_SIZE]
+        cdef Peer *peer = self.latest
+        # Both forms are padded with zeros to one key; the family comes first in it.
+        if addrlen == sizeof(c.sockaddr_in) and storage.ss_family == c.AF_INET:
+            memset(key, 0, KEY_SIZE)
+            memcpy(key, storage, 8)         # family, port, address; sin_zero says nothing
+        elif addrlen == sizeof(c.sockaddr_in6) and storage.ss_family == c.AF_INET6:
+            memcpy(key, storage, KEY_SIZE)
+        else:
+            return decode_address(storage, addrlen)
+        if peer.address != NULL and memcmp(peer.key, key, KEY_SIZE) == 0:
+            return <object>peer.address
+        peer = &self.peers[self.place(key)]
+        if peer.address == NULL or memcmp(peer.key, key, KEY_SIZE) != 0:
+            address = decode_address(storage, addrlen)
+            if peer.address != NULL:
+                self.evictions += 1
+                if self.evictions > self.size and self.size < PEERS_AT_MOST:
+                    self.grow()
+                    peer = &self.peers[self.place(key)]
+            if peer.address != NULL:
+                Py_DECREF(<object>peer.address)
+            else:
+                self.used += 1
+            Py_INCREF(address)
+            peer.address = <PyObject *>address
+            memcpy(peer.key, key, KEY_SIZE)
+        self.latest = peer
+        return <object>peer.address
+
+    cdef int grow(self) except -1:
+        cdef Peer *old = self.peers
+        cdef size_t old_size = self.size
+        cdef size_t i, at
+        cdef Peer *peers = <Peer *>PyMem_Calloc(2 * old_size, sizeof(Peer))
+        if peers == NULL:
+            raise MemoryError()
+        self.peers = self.latest = peers
+        self.size = 2 * old_size
+        self.evictions = 0
+        for i in range(old_size):
+            if old[i].address != NULL:
+                at = self.place(old[i].key)     # doubling never makes two entries meet
+                peers[at] = old[i]
+        PyMem_Free(old)
+        return 0
+
+
+# --- for tests ------------------------------------------------------------------------
+
+cdef int load_raw(bytes raw, c.sockaddr_storage *storage) except -1:
+    if <size_t>len(raw) > sizeof(c.sockaddr_storage):
+        raise ValueError("longer than struct sockaddr_storage")
+    memset(storage, 0, sizeof(c.sockaddr_storage))
+    memcpy(storage, <const char *>raw, len(raw))
+    return 0
+
+
+def encode(int family, object address, str caller="encode"):
+    """The kernel form of `address`, as bytes."""
+    cdef c.sockaddr_storage storage
+    cdef c.socklen_t addrlen = 0
+    encode_address(family, address, caller, &storage, &addrlen)
+    return PyBytes_FromStringAndSize(<char *>&storage, addrlen)
+
+
+def decode(bytes raw not None):
+    """The Python form of the kernel's `raw`."""
+    cdef c.sockaddr_storage storage
+    load_raw(raw, &storage)
+    return decode_address(&storage, len(raw))

@@ -1,0 +1,394 @@
+# Checked system calls. The rules that hold for every one of them, and live only here:
+#
+# * errno becomes an OSError through PyErr_SetFromErrno, which picks the subclass.
+# * EINTR runs the signal handlers and restarts with what is left of the time (PEP 475).
+#   So does errno 512, which recvmmsg leaves in SO_ERROR (see _compat.h).
+# * timeout_ns says how a call waits: -1 in the kernel, 0 not at all, > 0 in ppoll
+#   against a deadline, after which it raises TimeoutError.
+# * A short call is tried once with MSG_DONTWAIT and the GIL held, because giving the GIL
+#   up costs a whole switch interval beside a busy thread. It is released to wait, and
+#   for long calls. Holding stops at HOLD_GIL_DATAGRAMS and HOLD_GIL_BYTES.
+
+import os
+
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
+from libc.stdint cimport int64_t
+from fastsock cimport _linux as c
+
+
+# --- errors and waiting ---------------------------------------------------------------
+
+cdef int _epoch = 1
+
+
+def _forked():
+    global _epoch
+    _epoch += 1
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+cdef int fork_epoch() noexcept:
+    """Number that changes in the child of a fork; never zero."""
+    return _epoch
+
+
+cdef int raise_errno(int err) except -1:
+    c.errno = err
+    PyErr_SetFromErrno(OSError)
+    return -1
+
+
+cdef inline bint is_interrupted(int err) noexcept nogil:
+    return err == c.EINTR or err == c.FASTSOCK_ERESTARTSYS
+
+
+cdef int64_t monotonic_ns() noexcept nogil:
+    cdef c.timespec now
+    c.clock_gettime(c.CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
+
+
+# How one call has waited so far. `waits` counts its turns in `resume`.
+cdef struct Waiting:
+    int64_t timeout_ns
+    int64_t deadline_ns
+    bint blocked            # has already been sent to wait in the kernel
+    bint only_errors        # the last poll reported nothing but POLLERR
+
+
+cdef int poll_until(int fd, short events, Waiting *w) except -1:
+    """Wait in ppoll for `events` or the deadline, without the GIL."""
+    cdef c.pollfd poll
+    cdef c.timespec left
+    cdef int64_t left_ns
+    cdef int rc, err
+    if w.deadline_ns == 0:
+        w.deadline_ns = monotonic_ns() + w.timeout_ns
+    while True:
+        left_ns = w.deadline_ns - monotonic_ns()
+        if left_ns <= 0:
+            raise TimeoutError("timed out")
+        poll.fd = fd
+        poll.events = events
+        poll.revents = 0
+        if w.only_errors:
+            # An undrained error queue keeps POLLERR up while nothing can be received:
+            # look again in a millisecond, instead of spinning until the deadline.
+            poll.fd = -1
+            left_ns = min(left_ns, <int64_t>1_000_000)
+        left.tv_sec = left_ns // 1_000_000_000
+        left.tv_nsec = left_ns % 1_000_000_000
+        with nogil:
+            rc = c.ppoll(&poll, 1, &left, NULL)
+            err = c.errno
+        if rc > 0:
+            w.only_errors = not poll.revents & (events | c.POLLHUP)
+            return 0
+        if rc == 0:
+            if w.only_errors:
+                w.only_errors = False
+                return 0
+            raise TimeoutError("timed out")
+        if not is_interrupted(err):
+            return raise_errno(err)
+        PyErr_CheckSignals()
+
+
+cdef bint resume(int fd, short events, int flags, Waiting *w) except -1:
+    """Decide how a call that failed with errno goes on.
+
+    Returns True to call again and block in the kernel with the GIL released, False to
+    call again with MSG_DONTWAIT; raises when the call is over.
+    """
+    cdef int err = c.errno
+    if is_interrupted(err):
+        PyErr_CheckSignals()
+        return w.blocked
+    if err != c.EAGAIN:
+        return raise_errno(err)
+    if w.timeout_ns > 0:
+        poll_until(fd, events, w)
+        return False
+    if w.timeout_ns == 0 or w.blocked or flags & c.MSG_DONTWAIT:
+        return raise_errno(err)
+    w.blocked = True
+    return True
+
+
+cdef inline Waiting waiting(int64_t timeout_ns) noexcept:
+    cdef Waiting w
+    w.timeout_ns = timeout_ns
+    w.deadline_ns = 0
+    w.blocked = False
+    w.only_errors = False
+    return w
+
+
+# --- the socket itself ----------------------------------------------------------------
+
+cdef int sys_socket(int family, int type, int protocol) except -1:
+    cdef int fd = c.socket(family, type | c.SOCK_CLOEXEC, protocol)
+    return fd if fd >= 0 else raise_errno(c.errno)
+
+
+cdef int sys_close(int fd) except -1:
+    cdef int rc, err
+    with nogil:
+        rc = c.close(fd)
+        err = c.errno
+    # The descriptor is gone even when close says EINTR; the peer's reset is no news.
+    if rc < 0 and err != c.ECONNRESET and err != c.EINTR:
+        return raise_errno(err)
+    return 0
+
+
+cdef int sys_bind(int fd, const c.sockaddr *addr, c.socklen_t addrlen) except -1:
+    cdef int rc, err
+    with nogil:
+        rc = c.bind(fd, addr, addrlen)
+        err = c.errno
+    return rc if rc == 0 else raise_errno(err)
+
+
+cdef int sys_connect(int fd, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns) except -1:
+    cdef int rc, err
+    cdef c.socklen_t size = sizeof(int)
+    cdef Waiting w
+    with nogil:
+        rc = c.connect(fd, addr, addrlen)
+        err = c.errno
+    if rc == 0:
+        return 0
+    # An interrupted connect goes on in the kernel: wait for its end (connect(2), EINTR).
+    if is_interrupted(err):
+        PyErr_CheckSignals()
+        if timeout_ns == 0:
+            return raise_errno(c.EINPROGRESS)
+    elif err != c.EINPROGRESS or timeout_ns <= 0:
+        return raise_errno(err)
+    w = waiting(timeout_ns if timeout_ns > 0 else <int64_t>1 << 62)
+    poll_until(fd, c.POLLOUT, &w)
+    sys_getsockopt(fd, c.SOL_SOCKET, c.SO_ERROR, &err, &size)
+    if err and err != c.EISCONN:
+        return raise_errno(err)
+    return 0
+
+
+cdef int sys_shutdown(int fd, int how) except -1:
+    cdef int rc, err
+    with nogil:
+        rc = c.shutdown(fd, how)
+        err = c.errno
+    return rc if rc == 0 else raise_errno(err)
+
+
+cdef int sys_getsockname(int fd, c.sockaddr *addr, c.socklen_t *addrlen) except -1:
+    if c.getsockname(fd, addr, addrlen) < 0:
+        return raise_errno(c.errno)
+    return 0
+
+
+cdef int sys_getpeername(int fd, c.sockaddr *addr, c.socklen_t *addrlen) except -1:
+    if c.getpeername(fd, addr, addrlen) < 0:
+        return raise_errno(c.errno)
+    return 0
+
+
+cdef int sys_getsockopt(int fd, int level, int optname, void *optval, c.socklen_t *optlen) except -1:
+    if c.getsockopt(fd, level, optname, optval, optlen) < 0:
+        return raise_errno(c.errno)
+    return 0
+
+
+cdef int sys_setsockopt(int fd, int level, int optname, const void *optval, c.socklen_t optlen) except -1:
+    if c.setsockopt(fd, level, optname, optval, optlen) < 0:
+        return raise_errno(c.errno)
+    return 0
+
+
+cdef int sys_fcntl(int fd, int cmd, long arg) except -1:
+    cdef int rc = c.fcntl(fd, cmd, arg)
+    return rc if rc >= 0 else raise_errno(c.errno)
+
+
+cdef int sys_set_nonblocking(int fd, bint nonblocking) except -1:
+    cdef int old = sys_fcntl(fd, c.F_GETFL, 0)
+    cdef int new = old | c.O_NONBLOCK if nonblocking else old & ~c.O_NONBLOCK
+    if new != old:
+        sys_fcntl(fd, c.F_SETFL, new)
+    return 0
+
+
+# --- one message ----------------------------------------------------------------------
+# The six loops below differ in the call alone. A call too long for the GIL to be held
+# starts without it; whether it then waits is for timeout_ns, through O_NONBLOCK, to say.
+
+cdef ssize_t sys_recvfrom(
+    int fd, void *buf, size_t size, int flags, c.sockaddr *addr, c.socklen_t *addrlen, int64_t timeout_ns
+) except -1:
+    cdef ssize_t rc
+    cdef int err
+    cdef c.socklen_t room = addrlen[0] if addrlen != NULL else 0
+    cdef bint long_call = size > HOLD_GIL_BYTES
+    cdef bint block = long_call
+    cdef Waiting w = waiting(timeout_ns)
+    w.blocked = long_call
+    while True:
+        if addrlen != NULL:
+            addrlen[0] = room
+        if block:
+            with nogil:
+                rc = c.recvfrom(fd, buf, size, flags, addr, addrlen)
+                err = c.errno
+            c.errno = err
+        else:
+            rc = c.recvfrom(fd, buf, size, flags | c.MSG_DONTWAIT, addr, addrlen)
+        if rc >= 0:
+            return rc
+        block = resume(fd, c.POLLIN, flags, &w) or long_call
+
+
+cdef ssize_t sys_sendto(
+    int fd, const void *buf, size_t size, int flags, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns
+) except -1:
+    cdef ssize_t rc
+    cdef int err
+    cdef bint long_call = size > HOLD_GIL_BYTES
+    cdef bint block = long_call
+    cdef Waiting w = waiting(timeout_ns)
+    w.blocked = long_call
+    while True:
+        if block:
+            with nogil:
+                rc = c.sendto(fd, buf, size, flags, addr, addrlen)
+                err = c.errno
+            c.errno = err
+        else:
+            rc = c.sendto(fd, buf, size, flags | c.MSG_DONTWAIT, addr, addrlen)
+        if rc >= 0:
+            return rc
+        block = resume(fd, c.POLLOUT, flags, &w) or long_call
+
+
+cdef ssize_t sys_recvmsg(int fd, c.msghdr *msg, int flags, int64_t timeout_ns) except -1:
+    cdef ssize_t rc
+    cdef int err
+    cdef c.socklen_t namelen = msg.msg_namelen
+    cdef size_t controllen = msg.msg_controllen
+    cdef bint block = False
+    cdef Waiting w = waiting(timeout_ns)
+    while True:
+        msg.msg_namelen = namelen
+        msg.msg_controllen = controllen
+        if block:
+            with nogil:
+                rc = c.recvmsg(fd, msg, flags)
+                err = c.errno
+            c.errno = err
+        else:
+            rc = c.recvmsg(fd, msg, flags | c.MSG_DONTWAIT)
+        if rc >= 0:
+            return rc
+        block = resume(fd, c.POLLIN, flags, &w)
+
+
+cdef ssize_t sys_sendmsg(int fd, c.msghdr *msg, int flags, int64_t timeout_ns) except -1:
+    cdef ssize_t rc
+    cdef int err
+    cdef bint block = False
+    cdef Waiting w = waiting(timeout_ns)
+    while True:
+        if block:
+            with nogil:
+                rc = c.sendmsg(fd, msg, flags)
+                err = c.errno
+            c.errno = err
+        else:
+            rc = c.sendmsg(fd, msg, flags | c.MSG_DONTWAIT)
+        if rc >= 0:
+            return rc
+        block = resume(fd, c.POLLOUT, flags, &w)
+
+
+# --- many messages --------------------------------------------------------------------
+
+cdef int sys_recvmmsg(
+    int fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil
+) except -1:
+    """Wait for one datagram as `timeout_ns` says, then take what is queued.
+
+    MSG_WAITFORONE is always there: without it a signal after the first datagram leaves
+    errno 512 behind. The kernel's own timeout is never used: it is looked at only after
+    a datagram came (recvmmsg(2), BUGS).
+    """
+    cdef int rc, err
+    cdef bint long_call = not hold_gil
+    cdef bint block = long_call
+    cdef Waiting w = waiting(timeout_ns)
+    flags |= c.MSG_WAITFORONE
+    w.blocked = long_call
+    while True:
+        if block:
+            with nogil:
+                rc = c.fastsock_recvmmsg(fd, msgvec, vlen, flags)
+                err = c.errno
+            c.errno = err
+        else:
+            rc = c.fastsock_recvmmsg(fd, msgvec, vlen, flags | c.MSG_DONTWAIT)
+        if rc >= 0:
+            return rc
+        block = resume(fd, c.POLLIN, flags, &w) or long_call
+
+
+cdef int sys_sendmmsg(
+    int fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil
+) except -1:
+    """Send at least one message of at most SENDMMSG_MAX, or raise.
+
+    One message goes through sendmsg, which is faster. With `hold_gil` the count may stop
+    where the next message would block; without it, a blocking socket blocks.
+    """
+    cdef int rc, err
+    cdef bint long_call = not hold_gil
+    cdef bint block = long_call
+    cdef Waiting w = waiting(timeout_ns)
+    if vlen == 1:
+        msgvec[0].msg_len = <unsigned int>sys_sendmsg(fd, &msgvec[0].msg_hdr, flags, timeout_ns)
+        return 1
+    w.blocked = long_call
+    while True:
+        if block:
+            with nogil:
+                rc = c.fastsock_sendmmsg(fd, msgvec, vlen, flags)
+                err = c.errno
+            c.errno = err
+        else:
+            rc = c.fastsock_sendmmsg(fd, msgvec, vlen, flags | c.MSG_DONTWAIT)
+        if rc >= 0:
+            return rc
+        block = resume(fd, c.POLLOUT, flags, &w) or long_call
+
+
+cdef int sys_recvmmsg_queued(
+    int fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, bint hold_gil, int *error
+) noexcept:
+    """Take what is queued after an earlier call of the same receive: never wait or raise.
+
+    Returns the count; 0 with `error` set to an errno, or to 0 when nothing was queued.
+    """
+    cdef int rc, err
+    flags |= c.MSG_WAITFORONE | c.MSG_DONTWAIT
+    if hold_gil:
+        rc = c.fastsock_recvmmsg(fd, msgvec, vlen, flags)
+        err = c.errno
+    else:
+        with nogil:
+            rc = c.fastsock_recvmmsg(fd, msgvec, vlen, flags)
+            err = c.errno
+    if rc >= 0:
+        error[0] = 0
+        return rc
+    error[0] = 0 if err == c.EAGAIN or is_interrupted(err) else err
+    return 0
