@@ -1,9 +1,9 @@
 """Linux sockets for Python at the speed of the kernel.
 
-    sock = fastsock.bind_udp(("0.0.0.0", 9995), rcvbuf=8 << 20)
-    while True:
-        for payload, address in sock.recvfrom_many():
-            ...
+sock = fastsock.bind_udp(("0.0.0.0", 9995), rcvbuf=8 << 20)
+while True:
+    for payload, address in sock.recvfrom_many():
+        ...
 """
 
 from fastsock._probe import Probe, probe

@@ -1,6 +1,6 @@
 """The Socket class: the compiled methods, and the cold ones in plain Python.
 
-What is called per datagram belongs in src/fastsock/_socket.pyx. May import the compiled
+What is called per datagram belongs in _socket.pyx and _batchio.pyx, under src/fastsock. May import the compiled
 modules and the standard library's socket, for its enumerations.
 """
 
@@ -11,10 +11,10 @@ import socket as _stdlib
 from types import TracebackType
 from typing import Any, Self
 
-from fastsock._socket import BaseSocket
+from fastsock._batchio import BatchSocket
 
 
-class Socket(BaseSocket):
+class Socket(BatchSocket):
     """A socket with the methods of ``socket.socket``, and whole batches in one system call.
 
     Args:
@@ -29,6 +29,7 @@ class Socket(BaseSocket):
     Any number of threads may use one socket. See ``bind_udp`` for the usual way to one.
     """
 
+    __module__ = "fastsock"
     __slots__ = ("__weakref__",)
 
     def __enter__(self) -> Self:
@@ -51,7 +52,7 @@ class Socket(BaseSocket):
                     continue
                 if address:
                     parts.append(f"{name}={address!r}")
-        return f"<fastsock.Socket {', '.join(parts)}>"
+        return f"<{type(self).__module__}.{type(self).__qualname__} {', '.join(parts)}>"
 
     def __reduce__(self) -> Any:
         raise TypeError(f"cannot pickle {type(self).__name__!r} object")

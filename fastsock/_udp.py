@@ -6,6 +6,7 @@ standard library.
 
 from __future__ import annotations
 
+import operator
 import socket as _stdlib
 import warnings
 from collections.abc import Callable
@@ -101,7 +102,10 @@ def connect_udp(
     def configure(sock: Socket) -> None:
         request_buffers(sock, rcvbuf, sndbuf)
         if local_address is not None:
-            sock.bind(local_address)
+            try:
+                sock.bind(local_address)
+            except OSError as error:
+                raise at_address(error, local_address) from None
 
     return open_udp(address, family, 0, configure, Socket.connect)
 
@@ -116,7 +120,7 @@ def open_udp(
     """A socket for the first of the addresses behind `address` to which it can be attached."""
     if not isinstance(address, tuple) or not 2 <= len(address) <= 4:
         raise TypeError(f"address must be a tuple (host, port), not {address!r}")
-    host, port, *rest = address
+    host, port, *rest = address[0], *map(operator.index, address[1:])
     if not 0 <= port <= 0xFFFF:
         raise OverflowError("port must be 0-65535.")
     found = _stdlib.getaddrinfo(
@@ -124,7 +128,9 @@ def open_udp(
     )
     failure: OSError | None = None
     for candidate, kind, proto, _, resolved in found:
-        if candidate == _stdlib.AF_INET6 and rest:
+        if rest:
+            if candidate != _stdlib.AF_INET6:
+                raise TypeError(f"flowinfo and scope belong to IPv6: {address!r}")
             resolved = (*resolved[:2], *rest, *resolved[2 + len(rest) :])
         try:
             sock = Socket(candidate, kind, proto)
@@ -133,10 +139,13 @@ def open_udp(
             continue
         try:
             configure(sock)
-            attach(sock, resolved)
+            try:
+                attach(sock, resolved)
+            except OSError as error:
+                raise at_address(error, resolved) from None
         except OSError as error:
             sock.close()
-            failure = failure or type(error)(error.errno, f"{error.strerror}: {resolved!r}")
+            failure = failure or error
         except BaseException:
             sock.close()
             raise
@@ -144,6 +153,11 @@ def open_udp(
             return sock
     assert failure is not None, "getaddrinfo returns at least one address or raises"
     raise failure
+
+
+def at_address(error: OSError, address: Any) -> OSError:
+    """The same error, with the address in its text."""
+    return type(error)(error.errno, f"{error.strerror}: {address!r}")
 
 
 def request_buffers(sock: Socket, rcvbuf: int | None, sndbuf: int | None) -> None:

@@ -8,11 +8,14 @@
 #define _GNU_SOURCE 1
 #endif
 
+#include <Python.h>
+
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <stddef.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -92,6 +95,28 @@ static inline void fastsock_keep_heap(size_t nbytes)
 #else
     (void)nbytes;
 #endif
+}
+
+/* A bytes object that only its holder can reach may be written again, which spares an
+   allocation per datagram: see docs/design/malloc.md. `fastsock_is_sole` says whether it
+   may; it never may where the build has no single reference count to tell by.
+   `fastsock_again` makes it a new object with the contents that are there now. */
+static inline int fastsock_is_sole(PyObject *bytes)
+{
+#ifdef Py_GIL_DISABLED
+    (void)bytes;
+    return 0;
+#else
+    return Py_REFCNT(bytes) == 1;
+#endif
+}
+
+static inline void fastsock_again(PyObject *bytes)
+{
+    _Py_COMP_DIAG_PUSH
+    _Py_COMP_DIAG_IGNORE_DEPR_DECLS
+    ((PyBytesObject *)bytes)->ob_shash = -1;
+    _Py_COMP_DIAG_POP
 }
 
 #endif

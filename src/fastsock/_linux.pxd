@@ -2,6 +2,7 @@
 # header. Nothing else lives here. Used as `from fastsock cimport _linux as c`, so that
 # every crossing into C reads `c.name`.
 
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 
 cdef extern from "_compat.h" nogil:
@@ -16,6 +17,10 @@ cdef extern from "_compat.h" nogil:
     void fastsock_flag_release(int *flag)
     int fastsock_exchange(int *value, int desired)
     void fastsock_keep_heap(size_t nbytes)
+
+cdef extern from "_compat.h":
+    bint fastsock_is_sole(PyObject *bytes)
+    void fastsock_again(PyObject *bytes)
 
 cdef extern from "<errno.h>" nogil:
     int errno

@@ -1,5 +1,6 @@
 # Receiving batches: an arena, its kernel headers and its columns. No system calls.
 
+from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from fastsock cimport _linux as c
 from fastsock._sockaddr cimport AddressCache
@@ -11,8 +12,9 @@ cdef class RecvBatch:
     cdef readonly Py_ssize_t slot_size      # bytes of a slot that a datagram may fill
     cdef readonly Py_ssize_t stride         # bytes from one slot to the next
 
-    # What the kernel is handed. iov_size is what each iov_len says now, and naming whether
-    # each msg_name is set: a name that nobody reads costs 30 ns.
+    # What the kernel is handed: two iovecs a message when payloads are kept, else one.
+    # iov_size is how much of a datagram they take now, and naming whether each msg_name is
+    # set: a name that nobody reads costs 30 ns.
     cdef c.mmsghdr *msgvec
     cdef c.iovec *iov
     cdef c.sockaddr_storage *names          # NULL unless addresses were asked for
@@ -27,6 +29,11 @@ cdef class RecvBatch:
     cdef int32_t *lengths_column
     cdef uint8_t *truncated_column
 
+    # Of a socket's own batch, for lists; else NULL. See docs/design/malloc.md.
+    cdef PyObject **kept                    # payloads by their position in the last list
+    cdef uint8_t *steady                    # whether a position's size was the same again
+    cdef Py_ssize_t kept_bytes
+
     # Ownership: see _compat.h. Held over a receive and over whatever reads names or peers.
     cdef int busy
     cdef AddressCache peers
@@ -36,9 +43,15 @@ cdef class RecvBatch:
     cdef void release(self) noexcept
     cdef void shape(self, Py_ssize_t iov_size, bint naming) noexcept
     cdef void prepare(self) noexcept
-    cdef void decode(self, Py_ssize_t received, bint seqpacket) noexcept
-    cdef list payload_list(self, size_t *heap_bytes)
-    cdef list payload_address_list(self, size_t *heap_bytes)
+    cdef void decode(self, Py_ssize_t received, bint seqpacket_full) noexcept
+    cdef int keep_payloads(self) except -1
+    cdef void forget_payloads(self) noexcept
+    cdef void lend(self, Py_ssize_t index) noexcept
+    cdef void unlend(self, Py_ssize_t index) noexcept
+    cdef bytes payload(self, Py_ssize_t index, Py_ssize_t position, size_t *heap_bytes)
+    cdef bytes lent_payload(self, Py_ssize_t index, Py_ssize_t size, size_t *heap_bytes)
+    cdef list payload_list(self, Py_ssize_t position, size_t *heap_bytes)
+    cdef list payload_address_list(self, Py_ssize_t position, size_t *heap_bytes)
     cdef Datagram datagram(self, Py_ssize_t index)
 
 

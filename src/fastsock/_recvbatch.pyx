@@ -7,12 +7,15 @@
 # outlives its views, and nothing is ever moved. A receive overwrites contents, not memory.
 
 cimport cython
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_FillInfo
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.buffer cimport (
+    PyBUF_ANY_CONTIGUOUS, PyBUF_C_CONTIGUOUS, PyBUF_F_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_FillInfo,
+)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.list cimport PyList_New, PyList_SET_ITEM
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.memoryview cimport PyMemoryView_FromObject
-from cpython.ref cimport Py_INCREF
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
@@ -23,6 +26,9 @@ from fastsock._sys cimport fork_epoch
 
 cdef enum:
     KEEP_HEAP_FROM = 512    # smaller bytes objects come from Python's own pools
+    KEPT_PAYLOADS = 1024    # positions of a list whose payloads are kept to be written again,
+    KEPT_BYTES = 2 << 20    # and their sum: what a socket holds on to at the most
+    LEND_FROM = 256         # below it a copy is as fast
 
 
 @cython.final
@@ -79,6 +85,7 @@ cdef class RecvBatch:
         self.shape(slot_size, addresses)
 
     def __dealloc__(self):
+        self.forget_payloads()
         free(self.arena)
         free(self.msgvec)
         free(self.iov)
@@ -107,11 +114,14 @@ cdef class RecvBatch:
         cdef Py_ssize_t i
         if iov_size == self.iov_size and naming == self.naming:
             return
+        self.iov_size = iov_size
         for i in range(self.vlen):
-            self.iov[i].iov_len = <size_t>iov_size
+            if self.kept != NULL:
+                self.unlend(i)
+            else:
+                self.iov[i].iov_len = <size_t>iov_size
             self.msgvec[i].msg_hdr.msg_name = &self.names[i] if naming else NULL
             self.msgvec[i].msg_hdr.msg_namelen = sizeof(c.sockaddr_storage) if naming else 0
-        self.iov_size = iov_size
         self.naming = naming
 
     cdef void prepare(self) noexcept:
@@ -124,11 +134,13 @@ cdef class RecvBatch:
             hdr.msg_controllen = 0
             if self.naming:
                 hdr.msg_namelen = sizeof(c.sockaddr_storage)
+            if self.kept != NULL:
+                self.lend(i)
         self.dirty = 0
         self.count = 0
 
-    cdef void decode(self, Py_ssize_t received, bint seqpacket) noexcept:
-        """Fill the columns from `received` headers."""
+    cdef void decode(self, Py_ssize_t received, bint seqpacket_full) noexcept:
+        """Fill the columns from `received` headers; `seqpacket_full`: all there were room for."""
         cdef Py_ssize_t i
         cdef Py_ssize_t size
         cdef int flags
@@ -139,11 +151,11 @@ cdef class RecvBatch:
             flags = self.msgvec[i].msg_hdr.msg_flags
             self.lengths_column[i] = <int32_t>(size if size < self.iov_size else self.iov_size)
             self.truncated_column[i] = (flags & c.MSG_TRUNC) != 0
-        if seqpacket:
-            # At end-of-file every header that is left comes back empty: one stands for it.
+        self.dirty = received
+        if seqpacket_full:
+            # At end-of-file every header that is left comes back empty: one stands for all.
             while received > 1 and self.lengths_column[received - 1] == 0 and self.lengths_column[received - 2] == 0:
                 received -= 1
-        self.dirty = self.vlen if seqpacket else received
         self.count = received
 
     def load(self, datagrams, int family=c.AF_INET):
@@ -169,6 +181,7 @@ cdef class RecvBatch:
         self.acquire()
         try:
             self.prepare()
+            self.dirty = len(items)
             for i in range(len(items)):
                 item = items[i]
                 if self.names != NULL:
@@ -186,32 +199,134 @@ cdef class RecvBatch:
 
     # --- lists: a copy of everything ------------------------------------------------------
 
-    cdef list payload_list(self, size_t *heap_bytes):
-        """Copy every payload; what malloc gave for them is added to `heap_bytes`."""
+    cdef int keep_payloads(self) except -1:
+        """Keep what lists are made of: the kernel may write it again once nobody else has it."""
         cdef Py_ssize_t i
-        cdef Py_ssize_t count = self.count
-        cdef list result = PyList_New(count)
-        for i in range(count):
-            payload = PyBytes_FromStringAndSize(self.arena + self.offsets_column[i], self.lengths_column[i])
-            Py_INCREF(payload)
-            PyList_SET_ITEM(result, i, payload)
-            if self.lengths_column[i] > KEEP_HEAP_FROM:
-                heap_bytes[0] += self.lengths_column[i]
-        return result
+        cdef c.iovec *iov = <c.iovec *>calloc(<size_t>self.vlen, 2 * sizeof(c.iovec))
+        cdef uint8_t *steady = <uint8_t *>calloc(KEPT_PAYLOADS, sizeof(uint8_t))
+        cdef PyObject **kept = <PyObject **>calloc(KEPT_PAYLOADS, sizeof(PyObject *))
+        if iov == NULL or steady == NULL or kept == NULL:
+            free(iov)
+            free(steady)
+            free(kept)
+            raise MemoryError()
+        for i in range(self.vlen):
+            iov[2 * i + 1] = self.iov[i]
+            self.msgvec[i].msg_hdr.msg_iov = &iov[2 * i]
+            self.msgvec[i].msg_hdr.msg_iovlen = 2
+        free(self.iov)
+        self.iov = iov
+        self.steady = steady
+        self.kept = kept
+        return 0
 
-    cdef list payload_address_list(self, size_t *heap_bytes):
+    cdef void forget_payloads(self) noexcept:
+        cdef Py_ssize_t i
+        if self.kept != NULL:
+            for i in range(KEPT_PAYLOADS):
+                if self.kept[i] != NULL:
+                    Py_DECREF(<object>self.kept[i])
+        free(self.kept)
+        free(self.steady)
+
+    # A message's first iovec is empty, or the payload kept at the slot's own position: then
+    # nobody else holds that object, and nobody gets it before `unlend`.
+
+    cdef void lend(self, Py_ssize_t index) noexcept:
+        """Let the kernel write into the payload kept for this slot, if its size repeats."""
+        cdef PyObject *old
+        cdef Py_ssize_t size
+        if index >= KEPT_PAYLOADS or not self.steady[index]:
+            return
+        old = self.kept[index]
+        if old == NULL or not c.fastsock_is_sole(old):
+            return
+        size = PyBytes_GET_SIZE(<object>old)
+        if LEND_FROM <= size <= self.iov_size:
+            self.iov[2 * index].iov_base = PyBytes_AS_STRING(<object>old)
+            self.iov[2 * index].iov_len = <size_t>size
+            self.iov[2 * index + 1].iov_len = <size_t>(self.iov_size - size)
+
+    cdef void unlend(self, Py_ssize_t index) noexcept:
+        self.iov[2 * index].iov_len = 0
+        self.iov[2 * index + 1].iov_len = <size_t>self.iov_size
+
+    cdef bytes lent_payload(self, Py_ssize_t index, Py_ssize_t size, size_t *heap_bytes):
+        """The payload of a slot that was lent: the object itself, or a copy from both iovecs."""
+        cdef const char *head = <const char *>self.iov[2 * index].iov_base
+        cdef Py_ssize_t lent = <Py_ssize_t>self.iov[2 * index].iov_len
+        cdef bytes fresh
+        self.unlend(index)
+        if size == lent:
+            c.fastsock_again(self.kept[index])
+            return <bytes>self.kept[index]
+        self.steady[index] = False
+        if size > KEEP_HEAP_FROM:
+            heap_bytes[0] += <size_t>size
+        if size < lent:
+            return PyBytes_FromStringAndSize(head, size)
+        fresh = PyBytes_FromStringAndSize(NULL, size)
+        memcpy(PyBytes_AS_STRING(fresh), head, <size_t>lent)
+        memcpy(PyBytes_AS_STRING(fresh) + lent, self.arena + self.offsets_column[index], <size_t>(size - lent))
+        return fresh
+
+    cdef bytes payload(self, Py_ssize_t index, Py_ssize_t position, size_t *heap_bytes):
+        """Payload `index`, for `position` of a list that may span several receives.
+
+        What malloc gave for it is added to `heap_bytes`.
+        """
+        cdef Py_ssize_t size = self.lengths_column[index]
+        cdef const char *start = self.arena + self.offsets_column[index]
+        cdef PyObject *old
+        cdef bytes fresh
+        if self.kept != NULL and self.iov[2 * index].iov_len != 0:
+            return self.lent_payload(index, size, heap_bytes)
+        if self.kept == NULL or position >= KEPT_PAYLOADS:
+            if size > KEEP_HEAP_FROM:
+                heap_bytes[0] += <size_t>size
+            return PyBytes_FromStringAndSize(start, size)
+        if position < self.vlen:
+            self.unlend(position)
+        old = self.kept[position]
+        if old != NULL and PyBytes_GET_SIZE(<object>old) == size and c.fastsock_is_sole(old):
+            memcpy(PyBytes_AS_STRING(<object>old), start, <size_t>size)
+            c.fastsock_again(old)
+            self.steady[position] = True
+            return <bytes>old
+        self.steady[position] = False
+        fresh = PyBytes_FromStringAndSize(start, size)
+        if size > KEEP_HEAP_FROM:
+            heap_bytes[0] += <size_t>size
+        if old != NULL:
+            self.kept_bytes -= PyBytes_GET_SIZE(<object>old)
+            self.kept[position] = NULL
+            Py_DECREF(<object>old)
+        # The empty and the one-byte objects are everybody's.
+        if size > 1 and self.kept_bytes + size <= KEPT_BYTES:
+            Py_INCREF(fresh)
+            self.kept[position] = <PyObject *>fresh
+            self.kept_bytes += size
+        return fresh
+
+    cdef list payload_list(self, Py_ssize_t position, size_t *heap_bytes):
         cdef Py_ssize_t i
         cdef Py_ssize_t count = self.count
         cdef list result = PyList_New(count)
         for i in range(count):
-            item = (
-                PyBytes_FromStringAndSize(self.arena + self.offsets_column[i], self.lengths_column[i]),
-                self.peers.decode(&self.names[i], self.msgvec[i].msg_hdr.msg_namelen),
-            )
+            item = self.payload(i, position + i, heap_bytes)
             Py_INCREF(item)
             PyList_SET_ITEM(result, i, item)
-            if self.lengths_column[i] > KEEP_HEAP_FROM:
-                heap_bytes[0] += self.lengths_column[i]
+        return result
+
+    cdef list payload_address_list(self, Py_ssize_t position, size_t *heap_bytes):
+        cdef Py_ssize_t i
+        cdef Py_ssize_t count = self.count
+        cdef list result = PyList_New(count)
+        for i in range(count):
+            address = self.peers.decode(&self.names[i], self.msgvec[i].msg_hdr.msg_namelen)
+            item = (self.payload(i, position + i, heap_bytes), address)
+            Py_INCREF(item)
+            PyList_SET_ITEM(result, i, item)
         return result
 
     def payloads(self):
@@ -223,7 +338,7 @@ cdef class RecvBatch:
         cdef size_t heap_bytes = 0
         self.acquire()
         try:
-            return self.payload_list(&heap_bytes)
+            return self.payload_list(0, &heap_bytes)
         finally:
             self.release()
             c.fastsock_keep_heap(heap_bytes)
@@ -276,9 +391,7 @@ cdef class RecvBatch:
         d.start = self.arena + self.offsets_column[index]
         d.nbytes = self.lengths_column[index]
         d.truncated = self.truncated_column[index]
-        if self.names == NULL:
-            d.namelen = -1
-        else:
+        if self.names != NULL:
             namelen = self.msgvec[index].msg_hdr.msg_namelen
             d.namelen = <int>min(<size_t>namelen, sizeof(c.sockaddr_storage))
             memcpy(&d.name, &self.names[index], <size_t>d.namelen)
@@ -326,7 +439,10 @@ cdef class RecvBatch:
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         # Shape and strides belong to the view: the next receive changes the count.
-        if (flags & PyBUF_STRIDES) != PyBUF_STRIDES:
+        cdef bint gaps = self.stride != self.slot_size and self.count > 1
+        if (flags & PyBUF_STRIDES) != PyBUF_STRIDES or flags & PyBUF_F_CONTIGUOUS & ~PyBUF_STRIDES or (
+            gaps and flags & (PyBUF_C_CONTIGUOUS | PyBUF_ANY_CONTIGUOUS) & ~PyBUF_STRIDES
+        ):
             raise BufferError("a RecvBatch is two-dimensional with gaps: use its buffer, offsets and lengths")
         cdef Py_ssize_t *geometry = <Py_ssize_t *>PyMem_Malloc(4 * sizeof(Py_ssize_t))
         if geometry == NULL:
@@ -366,6 +482,9 @@ cdef class Datagram:
     receive into the batch overwrites. ``len(d)``, ``truncated`` and ``address`` stay as
     they were received. A Datagram supports the buffer protocol itself.
     """
+
+    def __cinit__(self):
+        self.namelen = -1
 
     def __init__(self):
         raise TypeError("Datagrams come from a RecvBatch")

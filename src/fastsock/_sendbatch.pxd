@@ -9,7 +9,7 @@ cdef class Gather:
     """Headers for a run of the caller's payloads; for one owner at a time."""
 
     cdef Py_ssize_t vlen                    # room in the arrays
-    cdef Py_ssize_t held                    # leading views that are filled
+    cdef Py_ssize_t held                    # leading views that are filled: not one per message
     cdef c.mmsghdr *msgvec
     cdef c.iovec *iov
     cdef Py_buffer *views

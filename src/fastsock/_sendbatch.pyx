@@ -7,6 +7,8 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.tuple cimport PyTuple_GET_ITEM
 from fastsock cimport _linux as c
 from fastsock._arena cimport memory, slot_stride
 from fastsock._sockaddr cimport encode_address
@@ -56,13 +58,19 @@ cdef class Gather:
         return 0
 
     cdef int hold(self, tuple buffers, Py_ssize_t start, Py_ssize_t count, int flags) except -1:
-        """Hold buffers[start:start + count] and point the iovecs at them."""
+        """Point the iovecs at buffers[start:start + count]; the caller holds the tuple until let_go."""
         cdef Py_ssize_t i
         for i in range(count):
-            PyObject_GetBuffer(buffers[start + i], &self.views[i], flags)
-            self.held = i + 1
-            self.iov[i].iov_base = self.views[i].buf
-            self.iov[i].iov_len = <size_t>self.views[i].len
+            item = <object>PyTuple_GET_ITEM(buffers, start + i)
+            if PyBytes_CheckExact(item) and flags == PyBUF_SIMPLE:
+                # The tuple holds it, and nothing can change it: no buffer need be taken.
+                self.iov[i].iov_base = PyBytes_AS_STRING(item)
+                self.iov[i].iov_len = <size_t>PyBytes_GET_SIZE(item)
+            else:
+                PyObject_GetBuffer(item, &self.views[self.held], flags)
+                self.iov[i].iov_base = self.views[self.held].buf
+                self.iov[i].iov_len = <size_t>self.views[self.held].len
+                self.held += 1
         return 0
 
     cdef int prepare(self, tuple payloads, Py_ssize_t start, Py_ssize_t count) except -1:
@@ -155,6 +163,9 @@ cdef class SendBatch:
 
     def append(self, payload, address=None):
         """Copy ``payload``, a bytes-like object, into the next slot.
+
+        Behind datagrams that are sent already, it alone is unsent: ``clear`` comes first to
+        fill a batch anew.
 
         Args:
             payload: Up to ``slot_size`` bytes; may be empty.
@@ -256,4 +267,3 @@ cdef class SendBatch:
                 hdr.msg_name = &self.names[i]
             self.encoded = i + 1
         return 0
-

@@ -26,24 +26,28 @@ cdef extern from "<stddef.h>" nogil:
 
 # --- Python to kernel -----------------------------------------------------------------
 
-cdef object host_text(object host):
-    """The host as a str, from the types that the socket module takes."""
+cdef bytes host_bytes(object host):
+    """The host as the resolver takes it, from the types that the socket module takes."""
+    cdef bytes packed
     if isinstance(host, str):
-        text = host
+        try:
+            packed = (<str>host).encode("ascii" if (<str>host).isascii() else "idna")
+        except UnicodeError:
+            raise TypeError("encoding of hostname failed") from None
     elif isinstance(host, (bytes, bytearray)):
-        text = bytes(host).decode("ascii", "surrogateescape")
+        packed = bytes(host)
     else:
         raise TypeError(f"str, bytes or bytearray expected, not {type(host).__name__}")
-    if "\0" in text:
-        raise ValueError("host name must not contain null character")
-    return text
+    if b"\0" in packed:
+        raise TypeError("host name must not contain null character")
+    return packed
 
 
-cdef object resolve(int family, str host):
+cdef object resolve(int family, bytes host):
     """The first address that getaddrinfo gives, as its tuple; raises socket.gaierror."""
-    if host == "":
+    if host == b"":
         return _stdlib.getaddrinfo(None, 0, family, c.SOCK_DGRAM, 0, _stdlib.AI_PASSIVE)[0][4]
-    if host == "<broadcast>":
+    if host == b"<broadcast>":
         if family != c.AF_INET:
             raise OSError("address family mismatched")
         return ("255.255.255.255", 0)
@@ -55,13 +59,12 @@ cdef int encode_inet(object address, str caller, c.sockaddr_in *sin) except -1:
         raise TypeError(f"{caller}(): AF_INET address must be tuple, not {type(address).__name__}")
     if len(<tuple>address) != 2:
         raise TypeError(f"{caller}(): AF_INET address must be a pair (host, port)")
-    cdef str host = host_text((<tuple>address)[0])
-    cdef bytes packed = host.encode("utf-8", "surrogateescape")
+    cdef bytes host = host_bytes((<tuple>address)[0])
     port = PyNumber_Index((<tuple>address)[1])
     if not 0 <= port <= 0xFFFF:
         raise OverflowError(f"{caller}(): port must be 0-65535.")
     memset(sin, 0, sizeof(c.sockaddr_in))
-    if c.inet_pton(c.AF_INET, packed, &sin.sin_addr) != 1:
+    if c.inet_pton(c.AF_INET, host, &sin.sin_addr) != 1:
         found = (<str>resolve(c.AF_INET, host)[0]).encode("ascii")
         c.inet_pton(c.AF_INET, <bytes>found, &sin.sin_addr)
     sin.sin_family = c.AF_INET
@@ -75,21 +78,20 @@ cdef int encode_inet6(object address, str caller, c.sockaddr_in6 *sin6) except -
     cdef Py_ssize_t size = len(<tuple>address)
     if not 2 <= size <= 4:
         raise TypeError(f"{caller}(): AF_INET6 address must be a tuple (host, port[, flowinfo[, scopeid]])")
-    cdef str host = host_text((<tuple>address)[0])
-    cdef bytes packed = host.encode("utf-8", "surrogateescape")
+    cdef bytes host = host_bytes((<tuple>address)[0])
     port = PyNumber_Index((<tuple>address)[1])
-    flowinfo = (<tuple>address)[2] if size > 2 else 0
-    scope_id = (<tuple>address)[3] if size > 3 else 0
+    flowinfo = PyNumber_Index((<tuple>address)[2]) if size > 2 else 0
+    scope_id = PyNumber_Index((<tuple>address)[3]) if size > 3 else 0
     if not 0 <= port <= 0xFFFF:
         raise OverflowError(f"{caller}(): port must be 0-65535.")
     if not 0 <= flowinfo <= 0xFFFFF:
         raise OverflowError(f"{caller}(): flowinfo must be 0-1048575.")
     memset(sin6, 0, sizeof(c.sockaddr_in6))
-    if c.inet_pton(c.AF_INET6, packed, &sin6.sin6_addr) != 1:
+    if c.inet_pton(c.AF_INET6, host, &sin6.sin6_addr) != 1:
         found = resolve(c.AF_INET6, host)
         # getaddrinfo returns a scoped address as "fe80::1%lo": the scope is the fourth item.
-        packed = (<str>found[0]).split("%", 1)[0].encode("ascii")
-        c.inet_pton(c.AF_INET6, packed, &sin6.sin6_addr)
+        host = (<str>found[0]).split("%", 1)[0].encode("ascii")
+        c.inet_pton(c.AF_INET6, host, &sin6.sin6_addr)
         if size < 4:
             scope_id = found[3]
     sin6.sin6_family = c.AF_INET6
@@ -163,7 +165,7 @@ cdef object decode_address(const c.sockaddr_storage *storage, size_t addrlen):
         if size and sun.sun_path[0] == 0:
             return PyBytes_FromStringAndSize(sun.sun_path, <Py_ssize_t>size)
         return PyUnicode_DecodeFSDefaultAndSize(sun.sun_path, <Py_ssize_t>strnlen(sun.sun_path, size))
-    size = addrlen - sizeof(c.sa_family_t)
+    size = addrlen - sizeof(c.sa_family_t) if addrlen > sizeof(c.sa_family_t) else 0
     return (
         <int>storage.ss_family,
         PyBytes_FromStringAndSize(<const char *>storage + sizeof(c.sa_family_t), <Py_ssize_t>size),

@@ -1,9 +1,6 @@
-# fastsock.Socket's compiled half: the descriptor and everything that is called per datagram.
+# The descriptor and everything that moves one datagram.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from fastsock._recvbatch cimport RecvBatch
-from fastsock._sendbatch cimport Gather
-from fastsock cimport _linux as c
 
 
 cdef class BaseSocket:
@@ -24,19 +21,9 @@ cdef class BaseSocket:
     cdef uint32_t drops_seen
     cdef uint64_t drops_total
 
-    # Arenas of recv_many and send_many, kept between calls and never shared by two.
-    cdef RecvBatch scratch
-    cdef Gather gather
-
+    cdef int open(self, int family, int type, int proto, object fileno) except -1
     cdef int adopt(self, int fd, int family, int type, int proto) except -1
-    cdef int check_datagrams(self, str caller) except -1
     cdef int raise_deferred(self, int *deferred) except -1
-    cdef RecvBatch borrow_scratch(self, Py_ssize_t vlen, Py_ssize_t bufsize, bint addresses)
-    cdef Gather borrow_gather(self, Py_ssize_t vlen)
-    cdef Py_ssize_t receive(self, RecvBatch batch, Py_ssize_t vlen, int flags) except -1
-    cdef list receive_list(self, str caller, Py_ssize_t vlen, Py_ssize_t bufsize, int flags, bint addresses)
-    cdef bint send_prepared(
-        self, c.mmsghdr *msgvec, Py_ssize_t count, int flags, bint hold_gil,
-        Py_ssize_t *cursor, Py_ssize_t start, int64_t *deadline_ns,
-    ) except -1
-    cdef Py_ssize_t gather_send(self, str caller, tuple payloads, object address, tuple addresses, int flags) except -1
+
+
+cdef int integer(object value) except? -1

@@ -33,7 +33,7 @@ cdef ssize_t sys_sendto(
     int fd, const void *buf, size_t size, int flags, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns
 ) except -1
 cdef ssize_t sys_recvmsg(int fd, c.msghdr *msg, int flags, int64_t timeout_ns) except -1
-cdef ssize_t sys_sendmsg(int fd, c.msghdr *msg, int flags, int64_t timeout_ns) except -1
+cdef ssize_t sys_sendmsg(int fd, c.msghdr *msg, int flags, int64_t timeout_ns, int *error) except -1
 cdef int sys_recvmmsg(
     int fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil
 ) except -1
@@ -41,5 +41,5 @@ cdef int sys_recvmmsg_queued(
     int fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, bint hold_gil, int *error
 ) noexcept
 cdef int sys_sendmmsg(
-    int fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil
+    int fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil, int *error
 ) except -1

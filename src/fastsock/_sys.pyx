@@ -50,12 +50,20 @@ cdef int64_t monotonic_ns() noexcept nogil:
     return <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
 
 
-# How one call has waited so far. `waits` counts its turns in `resume`.
+# How one call has waited so far.
 cdef struct Waiting:
     int64_t timeout_ns
     int64_t deadline_ns
     bint blocked            # has already been sent to wait in the kernel
-    bint only_errors        # the last poll reported nothing but POLLERR
+    int wakeups             # polls that reported readiness; none has led to success
+    int error               # what the kernel refused the call with; 0 for a handler's exception
+
+# Readiness may be false for good: an undrained error queue keeps POLLERR up, and an
+# unconnected AF_UNIX socket is writable whatever its peer's queue. After so many futile
+# wake-ups a call tries again every millisecond, instead of spinning until its deadline.
+cdef enum:
+    FUTILE_WAKEUPS = 4
+    RETRY_NS = 1_000_000
 
 
 cdef int poll_until(int fd, short events, Waiting *w) except -1:
@@ -69,27 +77,26 @@ cdef int poll_until(int fd, short events, Waiting *w) except -1:
     while True:
         left_ns = w.deadline_ns - monotonic_ns()
         if left_ns <= 0:
+            w.error = c.EAGAIN
             raise TimeoutError("timed out")
         poll.fd = fd
         poll.events = events
         poll.revents = 0
-        if w.only_errors:
-            # An undrained error queue keeps POLLERR up while nothing can be received:
-            # look again in a millisecond, instead of spinning until the deadline.
+        if w.wakeups >= FUTILE_WAKEUPS:
             poll.fd = -1
-            left_ns = min(left_ns, <int64_t>1_000_000)
+            left_ns = min(left_ns, <int64_t>RETRY_NS)
         left.tv_sec = left_ns // 1_000_000_000
         left.tv_nsec = left_ns % 1_000_000_000
         with nogil:
             rc = c.ppoll(&poll, 1, &left, NULL)
             err = c.errno
         if rc > 0:
-            w.only_errors = not poll.revents & (events | c.POLLHUP)
+            w.wakeups += 1
             return 0
         if rc == 0:
-            if w.only_errors:
-                w.only_errors = False
+            if poll.fd < 0:
                 return 0
+            w.error = c.EAGAIN
             raise TimeoutError("timed out")
         if not is_interrupted(err):
             return raise_errno(err)
@@ -106,12 +113,11 @@ cdef bint resume(int fd, short events, int flags, Waiting *w) except -1:
     if is_interrupted(err):
         PyErr_CheckSignals()
         return w.blocked
-    if err != c.EAGAIN:
-        return raise_errno(err)
-    if w.timeout_ns > 0:
+    if err == c.EAGAIN and w.timeout_ns > 0:
         poll_until(fd, events, w)
         return False
-    if w.timeout_ns == 0 or w.blocked or flags & c.MSG_DONTWAIT:
+    if err != c.EAGAIN or w.timeout_ns == 0 or w.blocked or flags & c.MSG_DONTWAIT:
+        w.error = err
         return raise_errno(err)
     w.blocked = True
     return True
@@ -122,7 +128,8 @@ cdef inline Waiting waiting(int64_t timeout_ns) noexcept:
     w.timeout_ns = timeout_ns
     w.deadline_ns = 0
     w.blocked = False
-    w.only_errors = False
+    w.wakeups = 0
+    w.error = 0
     return w
 
 
@@ -294,7 +301,7 @@ cdef ssize_t sys_recvmsg(int fd, c.msghdr *msg, int flags, int64_t timeout_ns) e
         block = resume(fd, c.POLLIN, flags, &w)
 
 
-cdef ssize_t sys_sendmsg(int fd, c.msghdr *msg, int flags, int64_t timeout_ns) except -1:
+cdef ssize_t sys_sendmsg(int fd, c.msghdr *msg, int flags, int64_t timeout_ns, int *error) except -1:
     cdef ssize_t rc
     cdef int err
     cdef bint block = False
@@ -309,7 +316,10 @@ cdef ssize_t sys_sendmsg(int fd, c.msghdr *msg, int flags, int64_t timeout_ns) e
             rc = c.sendmsg(fd, msg, flags | c.MSG_DONTWAIT)
         if rc >= 0:
             return rc
-        block = resume(fd, c.POLLOUT, flags, &w)
+        try:
+            block = resume(fd, c.POLLOUT, flags, &w)
+        finally:
+            error[0] = w.error
 
 
 # --- many messages --------------------------------------------------------------------
@@ -343,19 +353,20 @@ cdef int sys_recvmmsg(
 
 
 cdef int sys_sendmmsg(
-    int fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil
+    int fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil, int *error
 ) except -1:
     """Send at least one message of at most SENDMMSG_MAX, or raise.
 
     One message goes through sendmsg, which is faster. With `hold_gil` the count may stop
-    where the next message would block; without it, a blocking socket blocks.
+    where the next message would block; without it, a blocking socket blocks. Beside an
+    exception, `error` tells what refused the call: an errno, or 0 for a signal handler.
     """
     cdef int rc, err
     cdef bint long_call = not hold_gil
     cdef bint block = long_call
     cdef Waiting w = waiting(timeout_ns)
     if vlen == 1:
-        msgvec[0].msg_len = <unsigned int>sys_sendmsg(fd, &msgvec[0].msg_hdr, flags, timeout_ns)
+        msgvec[0].msg_len = <unsigned int>sys_sendmsg(fd, &msgvec[0].msg_hdr, flags, timeout_ns, error)
         return 1
     w.blocked = long_call
     while True:
@@ -368,7 +379,10 @@ cdef int sys_sendmmsg(
             rc = c.fastsock_sendmmsg(fd, msgvec, vlen, flags | c.MSG_DONTWAIT)
         if rc >= 0:
             return rc
-        block = resume(fd, c.POLLOUT, flags, &w) or long_call
+        try:
+            block = resume(fd, c.POLLOUT, flags, &w) or long_call
+        finally:
+            error[0] = w.error
 
 
 cdef int sys_recvmmsg_queued(

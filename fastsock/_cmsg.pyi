@@ -1,0 +1,6 @@
+from collections.abc import Iterable
+
+from typing_extensions import Buffer
+
+def encode(ancdata: Iterable[tuple[int, int, Buffer]]) -> bytes: ...
+def decode(control: bytes) -> list[tuple[int, int, bytes]]: ...

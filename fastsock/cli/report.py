@@ -1,0 +1,151 @@
+"""How a subcommand says what happens: for people or, with --json, one object per line.
+
+For people, progress goes to stderr (one self-updating line on a terminal, else a line per
+interval) and the summary to stdout; with --json all of it goes to stdout, and only warnings
+and errors to stderr. May import the standard library; rich only for the terminal's line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from errno import EINVAL
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+Fields = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Totals:
+    """What has gone through a socket so far. Times are of time.monotonic."""
+
+    datagrams: int = 0
+    nbytes: int = 0
+    batches: int = 0
+    truncated: int = 0
+    drops: int | None = 0
+    """Dropped by the kernel at this socket; None where it cannot say (Linux before 4.12)."""
+    refused: int = 0
+    lost: int = 0
+    first_s: float | None = None
+    last_s: float | None = None
+
+    @property
+    def elapsed_s(self) -> float:
+        """From the first to the last datagram."""
+        return 0.0 if self.first_s is None or self.last_s is None else self.last_s - self.first_s
+
+
+def rates(datagrams: int, nbytes: int, batches: int, elapsed_s: float) -> dict[str, float | None]:
+    """Per second and per batch; None where nothing is there to divide by. Bits are the payload's."""
+    return {
+        "datagrams_per_s": datagrams / elapsed_s if elapsed_s > 0 else None,
+        "bits_per_s": 8 * nbytes / elapsed_s if elapsed_s > 0 else None,
+        "datagrams_per_batch": datagrams / batches if batches else None,
+    }
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """A number for people."""
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def rate_text(fields: Fields) -> str:
+    bits_per_s = fields["bits_per_s"]
+    megabits = None if bits_per_s is None else bits_per_s / 1e6
+    return f"{number(fields['datagrams_per_s'])} datagrams/s, {number(megabits, 1)} Mbit/s"
+
+
+class Reporter:
+    """Writes a subcommand's events. Enter it around the work, so that the terminal is left clean."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close_live()
+
+    def event(self, kind: str, text: str, fields: Fields) -> None:
+        """Say something once, before the numbers run."""
+        if self.as_json:
+            self._write_json(kind, fields)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def interval(self, text: str, fields: Fields) -> None:
+        """Say how it goes; on a terminal the next interval overwrites it."""
+        if self.as_json:
+            self._write_json("interval", fields)
+        elif sys.stderr.isatty():
+            self._show_live(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def summary(self, rows: Sequence[tuple[str, str]], fields: Fields) -> None:
+        """Say how it ended: rows of a label and its text."""
+        self.close_live()
+        if self.as_json:
+            self._write_json("summary", fields)
+            return
+        width = max(len(label) for label, _ in rows) + 2
+        print("\n".join(f"{label:<{width}}{text}" for label, text in rows), flush=True)
+
+    def close_live(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _show_live(self, text: str) -> None:
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+
+        if self._live is None:
+            # No thread of its own, nothing redirected: it is drawn once per interval.
+            self._live = Live(
+                console=Console(stderr=True),
+                auto_refresh=False,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start()
+        self._live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+    def _write_json(self, kind: str, fields: Fields) -> None:
+        print(json.dumps({"type": kind, **fields}), flush=True)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Show warnings as one line each on stderr, without the source line that raised them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        print(f"fastsock: warning: {warning.message}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def naming(action: str) -> Iterator[None]:
+    """Put what was tried in front of an OSError's text."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{action}: {error.strerror or error}") from error
+    except UnicodeError as error:  # a host name that IDNA cannot write
+        raise OSError(EINVAL, f"{action}: {error}") from error

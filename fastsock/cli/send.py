@@ -1,0 +1,279 @@
+"""``fastsock send``: a numbered, time-stamped stream at a set rate.
+
+The batch's slots are filled once; each burst rewrites only sequence numbers and times, a
+column at a time. May import fastsock and the cli's shared modules.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import secrets
+import sys
+import time
+from array import array
+from socket import SO_SNDBUF, SOL_SOCKET
+from typing import Any
+
+import fastsock
+from fastsock.cli.arguments import (
+    Endpoint,
+    Stop,
+    UsageError,
+    parse_count,
+    parse_endpoint,
+    parse_rate,
+    parse_seconds,
+    parse_vlen,
+    size_between,
+)
+from fastsock.cli.report import Reporter, naming, number, plain_warnings, rate_text, rates
+from fastsock.cli.stream import END_FLAG, END_MARKERS, HEADER, encode_header
+
+MAX_PAYLOAD = 65507  # of UDP over IPv4
+QUANTUM_S = 0.0005  # the shortest sleep
+MAX_ARREARS_S = 0.05  # what is further behind than this is given up
+MARKER_GAP_S = 0.02  # lets a full receiver make room between the end markers
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("endpoint", metavar="HOST:PORT", type=parse_endpoint, help="127.0.0.1:9995, [::1]:9995 ...")
+    parser.add_argument(
+        "--rate",
+        metavar="N",
+        type=parse_rate,
+        default=200_000.0,
+        help="datagrams per second; k, M, G are 1000s; 0 or max: as fast as it goes (200k)",
+    )
+    parser.add_argument(
+        "--size",
+        metavar="BYTES",
+        type=size_between(HEADER.size, MAX_PAYLOAD),
+        default=512,
+        help=f"payload of a datagram, {HEADER.size} to {MAX_PAYLOAD} (512)",
+    )
+    ends = parser.add_argument_group("when to end (Ctrl-C ends too, with the summary)").add_mutually_exclusive_group()
+    ends.add_argument("--count", metavar="N", type=parse_count, help="after N datagrams; k, M, G are 1000s")
+    ends.add_argument("--duration", metavar="S", type=parse_seconds, help="after S seconds")
+    parser.add_argument("--vlen", metavar="N", type=parse_vlen, default=64, help="most datagrams per call (64)")
+    parser.add_argument(
+        "--sndbuf",
+        metavar="BYTES",
+        type=size_between(1, (1 << 31) - 1),
+        help="send buffer to ask for; k, M, G are 1024s",
+    )
+    parser.add_argument("--interval", metavar="S", type=parse_seconds, default=1.0, help="seconds between reports (1)")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line on stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.endpoint.host or not args.endpoint.port:
+        raise UsageError("sending needs a host and a port other than 0, such as 127.0.0.1:9995")
+    with Reporter(args.json) as reporter, connect(args) as sock, Stop() as stop:
+        host, port = sock.getpeername()[:2]
+        peer = Endpoint(host, port)
+        sender = Sender(sock, args, reporter)
+        rate = number(args.rate) if args.rate else "as many as go"
+        reporter.event(
+            "sending",
+            f"sending to {peer}, {args.size} bytes each, {rate} per second",
+            {
+                "host": host,
+                "port": port,
+                "stream_id": f"{sender.stream_id:016x}",
+                "datagram_bytes": args.size,
+                "rate_per_s": args.rate or None,
+                "vlen": args.vlen,
+                "sndbuf_bytes": sock.getsockopt(SOL_SOCKET, SO_SNDBUF) // 2,
+            },
+        )
+        failure = sender.send(stop) or sender.send_end_markers()
+        fields = sender.summary_fields()
+        reporter.summary(sender.summary_rows(fields), fields)
+    if failure is not None:
+        with naming(f"sending to {peer}"):
+            raise failure
+    return 0
+
+
+def connect(args: argparse.Namespace) -> fastsock.Socket:
+    """The socket that the arguments ask for. Its calls wait no longer than Stop wants."""
+    with naming(f"cannot send to {args.endpoint}"), plain_warnings():
+        sock = fastsock.connect_udp(tuple(args.endpoint), sndbuf=args.sndbuf)
+    sock.settimeout(Stop.TICK_S)
+    return sock
+
+
+class Pacer:
+    """How many datagrams are due. Pure: the caller says what time it is, in seconds.
+
+    Args:
+        rate: Datagrams per second; 0 for no limit.
+        now_s: When the first one is due.
+    """
+
+    def __init__(self, rate: float, now_s: float) -> None:
+        self.behind_s = 0.0  # arrears given up so far
+        self._rate = rate
+        self._origin_s = now_s
+        self._sent = 0
+
+    def due(self, now_s: float, most: int) -> int:
+        """How many to send now, 0 to `most`."""
+        if not self._rate:
+            return most
+        arrears_s = now_s - self._origin_s - self._sent / self._rate
+        if arrears_s > MAX_ARREARS_S:
+            self.behind_s += arrears_s - MAX_ARREARS_S
+            self._origin_s += arrears_s - MAX_ARREARS_S
+            arrears_s = MAX_ARREARS_S
+        return 0 if arrears_s < 0 else min(most, 1 + int(arrears_s * self._rate))
+
+    def count(self, sent: int) -> None:
+        """So many have been sent."""
+        self._sent += sent
+
+    def wait_s(self, now_s: float) -> float:
+        """How long until the next one is due; 0 when it is."""
+        return max(0.0, self._origin_s + self._sent / self._rate - now_s) if self._rate else 0.0
+
+
+class Sender:
+    """One stream being sent."""
+
+    def __init__(self, sock: fastsock.Socket, args: argparse.Namespace, reporter: Reporter) -> None:
+        self.stream_id = secrets.randbits(64)
+        self.sent = self.batches = self.refused = self.end_markers = 0
+        self.elapsed_s = self.behind_s = 0.0
+        self._sock = sock
+        self._args = args
+        self._reporter = reporter
+        self._batch = fastsock.SendBatch(args.vlen, args.size)
+        self._words = self._batch.buffer.cast("Q")
+        self._template = encode_header(self.stream_id, 0, 0).ljust(args.size, b"\0")
+        self._reported = (0, 0, 0, 0.0)  # sent, batches, refused, when
+
+    def send(self, stop: Stop) -> OSError | None:
+        """Send until something asks to end; returns the error that did."""
+        args = self._args
+        limit: float = args.count or math.inf
+        began_s = now_s = time.monotonic()
+        end_s = began_s + (args.duration or math.inf)
+        report_s = began_s + args.interval
+        pacer = Pacer(args.rate, began_s)
+        self._reported = (0, 0, 0, began_s)
+        failure: OSError | None = None
+        while self.sent < limit and now_s < end_s and not stop.requested and failure is None:
+            most = int(min(args.vlen, limit - self.sent))
+            burst = pacer.due(now_s, most)
+            if burst:
+                before = self.sent
+                failure = self._send_burst(burst, stop)
+                pacer.count(self.sent - before)
+                now_s = time.monotonic()
+                self.elapsed_s = now_s - began_s
+            if burst < most and failure is None:
+                # All that was due is sent. Sleeping a quantum lets the next bursts be full ones.
+                wait_s = max(QUANTUM_S, pacer.wait_s(now_s))
+                time.sleep(max(0.0, min(wait_s, Stop.TICK_S, end_s - now_s)))
+                now_s = time.monotonic()
+            if now_s >= report_s:
+                self._report(now_s)
+                report_s += args.interval * ((now_s - report_s) // args.interval + 1)
+        self.behind_s = pacer.behind_s
+        return failure
+
+    def send_end_markers(self) -> OSError | None:
+        """Say three times how many there were: a receiver may be full, or miss one."""
+        marker = encode_header(self.stream_id, END_FLAG | self.sent, time.time_ns()).ljust(self._args.size, b"\0")
+        for i in range(END_MARKERS):
+            if i:
+                time.sleep(MARKER_GAP_S)
+            try:
+                # A refusal is of an earlier datagram, and told once: the second try goes out.
+                try:
+                    self._sock.send(marker)
+                except ConnectionRefusedError:
+                    self.refused += 1
+                    self._sock.send(marker)
+            except (ConnectionRefusedError, TimeoutError):
+                continue
+            except OSError as error:
+                return error
+            self.end_markers += 1
+        return None
+
+    def _send_burst(self, burst: int, stop: Stop) -> OSError | None:
+        """Send the next `burst` datagrams, fewer when asked to stop; `sent` says how many went."""
+        batch, words = self._batch, self._words
+        if len(batch) != burst:
+            batch.clear()
+            for _ in range(burst):
+                batch.append(self._template)
+        step = batch.stride // 8
+        end = burst * step
+        words[2 : 2 + end : step] = column(range(self.sent, self.sent + burst))
+        words[3 : 3 + end : step] = column([time.time_ns()] * burst)
+        self.batches += 1
+        left = burst
+        while left and not (stop.requested and left < burst):
+            try:
+                taken: int = self._sock.send_batch(batch)
+            except ConnectionRefusedError:
+                self.refused += 1  # reports an earlier datagram; nothing was sent now
+            except TimeoutError:
+                if stop.requested:
+                    break
+            except OSError as error:
+                return error
+            else:
+                left -= taken
+                self.sent += taken
+        return None
+
+    def _report(self, now_s: float) -> None:
+        sent, batches, refused, reported_s = self._reported
+        datagrams, elapsed_s = self.sent - sent, now_s - reported_s
+        fields: dict[str, Any] = {
+            "elapsed_s": elapsed_s,
+            "datagrams": datagrams,
+            "bytes": datagrams * self._args.size,
+            **rates(datagrams, datagrams * self._args.size, self.batches - batches, elapsed_s),
+            "refused": self.refused - refused,
+        }
+        self._reporter.interval(f"{rate_text(fields)}, {number(fields['refused'])} refused", fields)
+        self._reported = (self.sent, self.batches, self.refused, now_s)
+
+    def summary_fields(self) -> dict[str, Any]:
+        nbytes = self.sent * self._args.size
+        return {
+            "sent": self.sent,
+            "bytes": nbytes,
+            "elapsed_s": self.elapsed_s,
+            **rates(self.sent, nbytes, self.batches, self.elapsed_s),
+            "batches": self.batches,
+            "refused": self.refused,
+            "behind_s": self.behind_s,
+            "end_markers": self.end_markers,
+        }
+
+    def summary_rows(self, fields: dict[str, Any]) -> list[tuple[str, str]]:
+        rows = [
+            ("sent", f"{number(self.sent)} and {self.end_markers} end markers"),
+            ("bytes", number(fields["bytes"])),
+            ("seconds", f"{self.elapsed_s:.3f}"),
+            ("rate", rate_text(fields)),
+            ("batches", f"{number(self.batches)}, {number(fields['datagrams_per_batch'], 1)} datagrams each"),
+            ("refused", number(self.refused)),
+        ]
+        if self.behind_s:
+            rows.append(("behind", f"{self.behind_s:.3f} s of the asked rate given up"))
+        return rows
+
+
+def column(values: range | list[int]) -> memoryview:
+    """64-bit little-endian words, to be assigned to a strided slice."""
+    words = array("Q", values)
+    if sys.byteorder == "big":
+        words.byteswap()
+    return memoryview(words)

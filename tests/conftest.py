@@ -1,0 +1,152 @@
+"""What every test may use. Each test must leave the descriptors as it found them."""
+
+import contextlib
+import gc
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+import fastsock
+
+
+def open_descriptors() -> set[tuple[int, str]]:
+    """(fd, what it is) for every open descriptor, but the files that pytest captures into."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of listdir itself
+            target = os.readlink(f"/proc/self/fd/{name}")
+            if not target.startswith("/dev/") and not target.endswith(" (deleted)"):
+                found.add((int(name), target))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_leaks() -> Iterator[None]:
+    before = open_descriptors()
+    yield
+    leaked = open_descriptors() - before
+    if leaked:
+        gc.collect()  # a traceback may hold a frame; its socket warns, and fails the test
+        leaked = open_descriptors() - before
+    assert not leaked, f"descriptors left open: {sorted(leaked)}"
+
+
+@pytest.fixture
+def closing() -> Iterator[Callable[[Any], Any]]:
+    """Register anything with close() to be closed at the end; returns it."""
+    with contextlib.ExitStack() as stack:
+        yield lambda resource: stack.enter_context(contextlib.closing(resource))
+
+
+class Family(NamedTuple):
+    """An address family, and its loopback address."""
+
+    family: int
+    host: str
+
+    def address(self, port: int = 0) -> tuple[str, int]:
+        return self.host, port
+
+
+V4 = Family(socket.AF_INET, "127.0.0.1")
+V6 = Family(socket.AF_INET6, "::1")
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 loopback")
+
+
+@pytest.fixture(params=[pytest.param(V4, id="v4"), pytest.param(V6, id="v6", marks=needs_ipv6)])
+def family(request: pytest.FixtureRequest) -> Family:
+    return request.param
+
+
+@pytest.fixture(params=[socket.socket, fastsock.Socket], ids=["socket", "fastsock"])
+def cls(request: pytest.FixtureRequest) -> Any:
+    """The standard library's socket class, and ours."""
+    return request.param
+
+
+@pytest.fixture
+def sock(cls: Any) -> Iterator[Any]:
+    """An IPv4 datagram socket of either class."""
+    with cls(socket.AF_INET, socket.SOCK_DGRAM) as made:
+        yield made
+
+
+class Pair(NamedTuple):
+    receiver: fastsock.Socket
+    sender: fastsock.Socket
+
+
+@pytest.fixture
+def udp_pair(family: Family, closing: Callable[[Any], Any]) -> Pair:
+    """A bound receiver, which waits 10 s at most, and a sender connected to it."""
+    receiver = closing(fastsock.bind_udp(family.address()))
+    receiver.settimeout(10)
+    return Pair(receiver, closing(fastsock.connect_udp(receiver.getsockname())))
+
+
+@pytest.fixture
+def unix_pair(closing: Callable[[Any], Any]) -> Callable[..., Pair]:
+    """Make a connected pair of AF_UNIX sockets: SOCK_DGRAM, or the kind that is given."""
+
+    def make(kind: int = socket.SOCK_DGRAM) -> Pair:
+        ends = [closing(fastsock.Socket(fileno=end.detach())) for end in socket.socketpair(socket.AF_UNIX, kind)]
+        ends[0].settimeout(10)
+        return Pair(*ends)
+
+    return make
+
+
+def environment() -> dict[str, str]:
+    """The environment of a child process that imports what this one does; warnings are errors."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONWARNINGS": "error"}
+
+
+@pytest.fixture
+def isolated() -> Callable[..., str]:
+    """Run a script in a process of its own, which must end well; returns its output."""
+
+    def run(script: str, *args: object, timeout: float = 60, before: tuple[str, ...] = ()) -> str:
+        done = subprocess.run(
+            [*before, sys.executable, "-X", "faulthandler", "-c", script, *map(str, args)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=environment(),
+            check=False,
+        )
+        assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        # What goes wrong in __del__ cannot be raised, and is only printed.
+        assert "Exception ignored" not in done.stderr, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def wait_for() -> Callable[..., None]:
+    """Wait until a condition holds, at most `deadline` seconds."""
+
+    def wait(condition: Callable[[], Any], deadline: float = 10) -> None:
+        end = time.monotonic() + deadline
+        while not condition():
+            assert time.monotonic() < end, f"not so after {deadline} s: {condition}"
+            time.sleep(0.001)
+
+    return wait

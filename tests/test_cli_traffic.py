@@ -1,0 +1,306 @@
+"""``fastsock recv`` and ``send`` at work: counts, refusals, signals, broken pipes, terminals."""
+
+import argparse
+import contextlib
+import errno
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import DEADLINE_S, exit_code, json_lines, running, wait_until
+from conftest import environment, needs_ipv6
+
+import fastsock
+from fastsock.cli import recv
+from fastsock.cli.arguments import Stop
+from fastsock.cli.report import Reporter
+from fastsock.cli.send import Sender
+from fastsock.cli.stream import END_FLAG, HEADER
+
+Closing = Callable[[Any], Any]
+Preload = Callable[..., fastsock.Socket]
+Output = pytest.CaptureFixture[str]
+
+
+def receive_all(sock: fastsock.Socket) -> Iterator[bytes]:
+    """What is queued."""
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            yield sock.recv(65535)
+
+
+# --- recv on a socket that has been filled beforehand -----------------------------------------------------
+
+
+class Failing(fastsock.Socket):
+    """A socket that receives once and then fails."""
+
+    def recv_batch(self, batch: fastsock.RecvBatch, flags: int = 0) -> int:
+        if self.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY):
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, 1)
+        return super().recv_batch(batch, flags)
+
+
+@pytest.fixture
+def preloaded(monkeypatch: pytest.MonkeyPatch, closing: Closing) -> Callable[..., fastsock.Socket]:
+    """Let the next ``recv`` find these payloads waiting; returns its socket."""
+
+    def preload(payloads: list[bytes], rcvbuf: int | None = None, kind: type = fastsock.Socket) -> fastsock.Socket:
+        sock = closing(kind(fileno=fastsock.bind_udp(("127.0.0.1", 0), rcvbuf=rcvbuf).detach()))
+        sender = closing(fastsock.connect_udp(sock.getsockname()))
+        assert sender.send_many(payloads) == len(payloads)
+        monkeypatch.setattr(recv, "listen", lambda args: sock)
+        return sock
+
+    return preload
+
+
+def test_every_datagram_is_counted(preloaded: Preload, capsys: Output) -> None:
+    preloaded([b"", b"abc", b"x" * 100, b""] * 50)
+    assert exit_code("recv", "127.0.0.1:0", "--json", "--slot-size", "64", "--vlen", "7", "--idle", "0.05") == 0
+    listening, *_, summary = json_lines(capsys.readouterr().out)
+    assert (listening["type"], listening["slot_size_bytes"], listening["vlen"]) == ("listening", 64, 7)
+    assert summary["type"] == "summary"
+    assert (summary["datagrams"], summary["other_datagrams"]) == (200, 200)
+    assert summary["bytes"] == 50 * (3 + 64)
+    assert (summary["truncated"], summary["kernel_drops"], summary["stream"]) == (50, 0, None)
+    assert summary["batches"] == 29
+
+
+@pytest.mark.parametrize("count", [1, 64, 70, 128])
+def test_count_is_exact(count: int, preloaded: Preload, closing: Closing, capsys: Output) -> None:
+    twin = closing(preloaded([b"x"] * 200).dup())
+    assert exit_code("recv", "127.0.0.1:0", "--json", "--count", str(count)) == 0
+    assert json_lines(capsys.readouterr().out)[-1]["datagrams"] == count
+    assert len(list(receive_all(twin))) == 200 - count
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", pytest.param("::", marks=needs_ipv6)])
+def test_the_end_lets_nothing_more_in(host: str, closing: Closing) -> None:
+    sock = closing(fastsock.bind_udp((host, 0)))
+    peer_host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    sender = closing(fastsock.connect_udp((peer_host, sock.getsockname()[1])))
+    assert sender.send_many([b"x"] * 100) == 100
+    run = recv.Run(sock, argparse.Namespace(vlen=8, slot_size=64, count=None), Reporter(as_json=True))
+    assert run.drain() is None
+    assert sender.send(b"late") == 4
+    assert list(receive_all(sock)) == []
+    run.read_drops()
+    assert (run.totals.datagrams, run.totals.drops) == (100, 0)
+
+
+def test_fail_on_loss(preloaded: Preload, capsys: Output) -> None:
+    preloaded([b"x" * 1000] * 100, rcvbuf=1)
+    words = ["recv", "127.0.0.1:0", "--json", "--idle", "0.05", "--fail-on-loss"]
+    assert exit_code(*words) == 3
+    summary = json_lines(capsys.readouterr().out)[-1]
+    assert 0 < summary["datagrams"] < 100
+    assert summary["datagrams"] + summary["kernel_drops"] == 100
+    preloaded([b"x"] * 100)
+    assert exit_code(*words) == 0
+
+
+def test_a_system_call_that_fails_exits_1_after_the_summary(preloaded: Preload, capsys: Output) -> None:
+    preloaded([b"x"] * 10, kind=Failing)
+    assert exit_code("recv", "127.0.0.1:0") == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0].split() == ["datagrams", "10"]
+    last = err.splitlines()[-1]
+    assert last.startswith("fastsock: receiving on 127.0.0.1:")
+    assert last.endswith(os.strerror(errno.ENOMEM))
+
+
+def test_a_clamped_buffer_is_one_line(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = fastsock.bind_udp
+
+    def clamping(*args: Any, **options: Any) -> fastsock.Socket:
+        warnings.warn("receive buffer: wanted more", RuntimeWarning, stacklevel=2)
+        return real(*args, **options)
+
+    monkeypatch.setattr(recv.fastsock, "bind_udp", clamping)
+    assert exit_code("recv", "127.0.0.1:0", "--rcvbuf", "4k", "--duration", "0.01") == 0
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "fastsock: warning: receive buffer: wanted more"
+    assert second.startswith("listening on 127.0.0.1:")
+
+
+# --- send -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [32, 100, 512])
+@pytest.mark.parametrize("vlen", [1, 7, 64])
+def test_what_send_sends(size: int, vlen: int, closing: Closing, capsys: Output) -> None:
+    sock = closing(fastsock.bind_udp(("127.0.0.1", 0)))
+    target = f"127.0.0.1:{sock.getsockname()[1]}"
+    words = ["--count", "100", "--rate", "20k", "--size", str(size), "--vlen", str(vlen)]
+    assert exit_code("send", target, "--json", *words) == 0
+    sending, *_, summary = json_lines(capsys.readouterr().out)
+    assert (sending["type"], sending["datagram_bytes"]) == ("sending", size)
+    assert (summary["sent"], summary["bytes"]) == (100, 100 * size)
+    assert (summary["refused"], summary["end_markers"]) == (0, 3)
+    payloads = list(receive_all(sock))
+    assert {len(payload) for payload in payloads} == {size}
+    fields = [HEADER.unpack_from(payload) for payload in payloads]
+    assert [sequence for _, _, sequence, _ in fields] == [*range(100), *[END_FLAG | 100] * 3]
+    assert {magic for magic, *_ in fields} == {b"fastsock"}
+    assert {stream_id for _, stream_id, *_ in fields} == {int(sending["stream_id"], 16)}
+    times = [sent_ns for *_, sent_ns in fields[:100]]
+    assert times == sorted(times)
+    assert all(payload[HEADER.size :].strip(b"\0") == b"" for payload in payloads)
+
+
+class Recording(fastsock.Socket):
+    """A socket that remembers how many datagrams each send_batch took."""
+
+    taken: tuple[int, ...] = ()
+
+    def send_batch(self, batch: fastsock.SendBatch, flags: int = 0) -> int:
+        taken = super().send_batch(batch, flags)
+        self.taken += (taken,)
+        return taken
+
+
+def test_partial_sends_skip_and_repeat_nothing(unix_pair: Callable[..., Any], closing: Closing) -> None:
+    # What an AF_UNIX reader leaves lying fills the sender's buffer: a few datagrams do here.
+    reader, inherited = unix_pair()
+    writer = closing(Recording(fileno=inherited.detach()))
+    writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    writer.settimeout(Stop.TICK_S)
+    args = argparse.Namespace(vlen=64, size=32, rate=0.0, count=500, duration=None, interval=60.0)
+    sender = Sender(writer, args, Reporter(as_json=True))
+    with ThreadPoolExecutor(1) as executor:
+        sending = executor.submit(sender.send, Stop())
+        wait_until(lambda: writer.taken, "the first burst cut short")
+        sequences = [HEADER.unpack(reader.recv(65535))[2] for _ in range(500)]
+        assert sending.result(DEADLINE_S) is None
+    assert sequences == list(range(500))
+    assert sender.sent == sum(writer.taken) == 500
+    assert 0 < writer.taken[0] < 64
+    assert list(receive_all(reader)) == []
+
+
+def test_refusals_are_counted_and_skip_nothing(closing: Closing, capsys: Output) -> None:
+    # A port that is ours, and hears another peer only: what is sent to it is refused.
+    closed = closing(fastsock.bind_udp(("127.0.0.1", 0)))
+    closed.connect(("127.0.0.1", 9))
+    target = f"127.0.0.1:{closed.getsockname()[1]}"
+    assert exit_code("send", target, "--count", "500", "--rate", "max", "--vlen", "8", "--json") == 0
+    summary = json_lines(capsys.readouterr().out)[-1]
+    assert (summary["sent"], summary["end_markers"]) == (500, 3)
+    assert summary["refused"] > 0
+
+
+def test_send_into_recv(tmp_path: Path, capsys: Output) -> None:
+    with running(tmp_path, "recv", "127.0.0.1:0", "--json", "--count", "5003", "--fail-on-loss") as command:
+        assert exit_code("send", f"127.0.0.1:{command.port()}", "--count", "5k", "--rate", "100k") == 0
+        assert command.end() == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == "sent     5,000 and 3 end markers"
+    assert err.startswith("sending to 127.0.0.1:")
+    summary = command.summary
+    assert (summary["datagrams"], summary["stream_datagrams"], summary["end_markers"]) == (5003, 5000, 3)
+    stream = summary["stream"]
+    assert (stream["sent"], stream["received"], stream["lost"]) == (5000, 5000, 0)
+    assert (stream["duplicated"], stream["reordered"], stream["approximate"]) == (0, 0, False)
+    delays = [stream[f"delay_{name}_ns"] for name in ("min", "p50", "p90", "p99", "p99_9", "max")]
+    assert delays == sorted(delays)
+
+
+@needs_ipv6
+def test_dual_stack(tmp_path: Path, capsys: Output) -> None:
+    with running(tmp_path, "recv", ":0", "--dual-stack", "--json", "--count", "8") as command:
+        port = command.port()
+        for host in ("127.0.0.1", "[::1]"):
+            assert exit_code("send", f"{host}:{port}", "--count", "1") == 0
+        assert command.end() == 0
+    assert command.events[0]["host"] == "::"
+    assert command.summary["stream"]["streams"] == 2
+
+
+# --- signals, pipes, terminals ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_the_summary_and_all_that_was_queued(number: int, tmp_path: Path, closing: Closing) -> None:
+    with running(tmp_path, "recv", "127.0.0.1:0") as command:
+        sender = closing(fastsock.connect_udp(("127.0.0.1", command.port())))
+        command.process.send_signal(signal.SIGSTOP)
+        stat = Path(f"/proc/{command.process.pid}/stat")
+        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "stopped")
+        assert sender.send_many([b"x"] * 300) == 300
+        command.process.send_signal(number)
+        command.process.send_signal(signal.SIGCONT)
+        assert command.end() == 0
+    assert command.out.splitlines()[0].split() == ["datagrams", "300"]
+    assert "Traceback" not in command.err
+
+
+def test_a_signal_ends_a_sender_with_its_end_markers(tmp_path: Path, closing: Closing) -> None:
+    sock = closing(fastsock.bind_udp(("127.0.0.1", 0)))
+    sock.settimeout(DEADLINE_S)
+    with running(tmp_path, "send", f"127.0.0.1:{sock.getsockname()[1]}", "--rate", "100", "--json") as command:
+        sock.recv(65535)
+        assert command.end(signal.SIGINT) == 0
+    *payloads, last = receive_all(sock)
+    assert HEADER.unpack_from(last)[2] == END_FLAG | command.summary["sent"]
+    assert len(payloads) + 2 == command.summary["sent"] + 3
+
+
+def test_signals_are_left_as_they_were() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with Stop() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("words", ["recv 127.0.0.1:0 --rcvbuf 4k", "send 127.0.0.1:9 --rate 100"])
+def test_a_reader_that_goes_away_ends_it_quietly(words: str) -> None:
+    command = [sys.executable, "-m", "fastsock", *words.split(), "--json", "--interval", "0.05"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert json.loads(process.stdout.readline())["type"] in ("listening", "sending")
+        process.stdout.close()
+        assert process.wait(DEADLINE_S) == 0
+        assert process.stderr.read() == b""
+
+
+def test_intervals_without_a_terminal_are_lines(tmp_path: Path) -> None:
+    with running(tmp_path, "recv", "127.0.0.1:0", "--rcvbuf", "4k", "--interval", "0.02") as command:
+        wait_until(lambda: command.err.count("\n") >= 4, "three intervals")
+        assert command.end(signal.SIGINT) == 0
+    assert "\x1b" not in command.err
+    assert all("datagrams/s" in line and "dropped" in line for line in command.err.splitlines()[1:])
+
+
+def test_on_a_terminal_one_line_updates_itself() -> None:
+    master, slave = pty.openpty()
+    options = ["--rcvbuf", "4k", "--interval", "0.02", "--duration", "0.3"]
+    command = [sys.executable, "-m", "fastsock", "recv", "127.0.0.1:0", *options]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=slave, timeout=DEADLINE_S,
+            env={**environment(), "TERM": "xterm", "COLUMNS": "100"}, check=True,
+        )  # fmt: skip
+        shown = os.read(master, 1 << 16).decode()
+    finally:
+        os.close(slave)
+        os.close(master)
+    assert shown.startswith("listening on 127.0.0.1:")
+    assert shown.count("datagrams/s") >= 2
+    assert "\x1b[2K" in shown  # erase the line before it is drawn again
+    assert shown.count("\n") < shown.count("datagrams/s")
+    assert done.stdout.decode().startswith("datagrams")

@@ -1,0 +1,238 @@
+"""The stream's payload, the tracker that reads it, the histogram, and the pacing of senders."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastsock import RecvBatch
+from fastsock.cli import stream as stream_module
+from fastsock.cli.histogram import Histogram, bucket_of, middle_of
+from fastsock.cli.send import MAX_ARREARS_S, Pacer
+from fastsock.cli.stream import END_FLAG, HEADER, MAGIC, Stream, StreamTracker, encode_header
+
+ARRIVAL_NS = 1_000_000
+
+
+def datagram(sequence: int, stream_id: int = 7, sent_ns: int = ARRIVAL_NS - 100, padding: int = 8) -> bytes:
+    return encode_header(stream_id, sequence, sent_ns) + bytes(padding)
+
+
+def end_marker(total: int, stream_id: int = 7) -> bytes:
+    return datagram(END_FLAG | total, stream_id)
+
+
+def track(datagrams: list[bytes], vlen: int = 4, columns: bool = True, slot_size: int = 64) -> StreamTracker:
+    """Feed the datagrams in batches of `vlen`, all through the same slots."""
+    tracker = StreamTracker(columns)
+    batch = RecvBatch(vlen, slot_size)
+    for start in range(0, len(datagrams), vlen):
+        batch.load(datagrams[start : start + vlen])
+        tracker.feed(batch, ARRIVAL_NS)
+    return tracker
+
+
+@pytest.fixture(params=[True, False], ids=["columns", "struct"])
+def columns(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+def test_header_is_as_documented() -> None:
+    assert encode_header(1, 2, 3) == b"fastsock" + bytes([1, *[0] * 7, 2, *[0] * 7, 3, *[0] * 7])
+    assert HEADER.size == 32
+
+
+@pytest.mark.parametrize(
+    ("sequences", "total", "received", "lost", "duplicated", "reordered"),
+    [
+        pytest.param([0, 1, 2, 3, 4], None, 5, 0, 0, 0, id="in order"),
+        pytest.param([10, 11, 12], None, 3, 0, 0, 0, id="joined late, no end marker"),
+        pytest.param([10, 11, 12], 13, 3, 10, 0, 0, id="joined late, end marker"),
+        pytest.param([0, 1, 4, 5], None, 4, 2, 0, 0, id="gap"),
+        pytest.param([0, 1, 2], 5, 3, 2, 0, 0, id="tail lost"),
+        pytest.param([], 5, 0, 5, 0, 0, id="all lost"),
+        pytest.param([0, 0, 1, 1, 1], None, 2, 0, 3, 0, id="duplicates"),
+        pytest.param([0, 2, 1, 3], None, 4, 0, 0, 1, id="one late"),
+        pytest.param([3, 2, 1, 0], None, 4, 0, 0, 3, id="backwards"),
+        pytest.param([0, 4, 2, 2, 3], None, 4, 1, 1, 2, id="late, then its duplicate"),
+        pytest.param([5, 0, 9], None, 3, 7, 0, 1, id="below the lowest"),
+        pytest.param([0, 1 << 62], None, 2, (1 << 62) - 1, 0, 0, id="huge gap"),
+    ],
+)
+def test_losses(
+    sequences: list[int], total: int | None, received: int, lost: int, duplicated: int, reordered: int, columns: bool
+) -> None:
+    markers = [] if total is None else [end_marker(total)] * 3
+    tracker = track([datagram(number) for number in sequences] + markers, columns=columns)
+    result = tracker.result()
+    assert result is not None
+    assert (result.received, result.lost, result.duplicated, result.reordered) == (
+        received,
+        lost,
+        duplicated,
+        reordered,
+    )
+    assert (result.sent, result.end_markers, result.approximate) == (total, len(markers), False)
+    assert tracker.datagrams == len(sequences)
+
+
+def test_streams_are_told_apart_and_summed(columns: bool) -> None:
+    mixed = [datagram(number, stream_id) for number in (0, 1, 3) for stream_id in (1, 2)]
+    tracker = track([*mixed, end_marker(5, 1)], columns=columns)
+    result = tracker.result()
+    assert result is not None
+    assert (result.streams, result.received, result.lost, result.sent) == (2, 6, 2 + 1, None)
+
+
+def test_foreign_datagrams_are_no_stream(columns: bool) -> None:
+    foreign = [b"", b"x" * 64, MAGIC, b"FASTSOCK" + bytes(56), datagram(0)[:31]]
+    tracker = track(foreign * 3, vlen=5, columns=columns)
+    assert (tracker.others, tracker.datagrams, tracker.result()) == (15, 0, None)
+
+
+def test_short_datagrams_are_not_read_from_what_a_slot_held_before(columns: bool) -> None:
+    tracker = track([datagram(0), datagram(1), MAGIC, b""], vlen=2, columns=columns)
+    assert (tracker.datagrams, tracker.others) == (2, 2)
+
+
+def test_slots_smaller_than_the_header_hold_no_stream() -> None:
+    tracker = track([datagram(0)], slot_size=31)
+    assert (tracker.others, tracker.result()) == (1, None)
+
+
+def test_delays_may_be_negative(columns: bool) -> None:
+    early, late = datagram(0, sent_ns=ARRIVAL_NS + 50), datagram(1, sent_ns=ARRIVAL_NS - 50)
+    result = track([early, late], columns=columns).result()
+    assert result is not None
+    assert (result.delay_min_ns, result.delay_max_ns, result.delay_p50_ns) == (-50, 50, -50)
+
+
+def test_forgotten_gaps_make_late_arrivals_approximate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "MAX_GAPS", 8)
+    stream = Stream()
+    stream.take(list(range(0, 40, 2)))  # 19 gaps
+    assert (stream.lost, stream.approximate) == (19, False)
+    stream.take([37])
+    assert (stream.reordered, stream.duplicated, stream.approximate) == (1, 0, False)
+    stream.take([1])
+    assert (stream.reordered, stream.duplicated, stream.approximate) == (1, 1, True)
+
+
+def test_streams_beyond_the_bound_are_counted_as_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "MAX_STREAMS", 2)
+    tracker = track([datagram(0, stream_id) for stream_id in range(5)])
+    result = tracker.result()
+    assert result is not None
+    assert (result.streams, tracker.others, result.approximate) == (2, 3, True)
+
+
+@st.composite
+def arrivals(draw: st.DrawFn) -> tuple[int, list[int]]:
+    """(sent, sequence numbers in the order of their arrival), lost, doubled and shuffled at random."""
+    total = draw(st.integers(1, 60))
+    first = draw(st.integers(0, 1000))
+    numbers = range(first, first + total)
+    kept = [number for number in numbers for _ in range(draw(st.sampled_from([0, 1, 1, 1, 1, 2, 3])))]
+    # Everything is late by a little: mostly in order, as networks are.
+    lateness = draw(st.lists(st.sampled_from([0, 0, 0, 1, 2, 30]), min_size=len(kept), max_size=len(kept)))
+    order = sorted(range(len(kept)), key=lambda i: (i + lateness[i], i))
+    return first + total, [kept[i] for i in order]
+
+
+@given(arrivals(), st.integers(1, 9), st.booleans(), st.booleans(), st.booleans())
+def test_against_a_simple_model(
+    arrived: tuple[int, list[int]], vlen: int, ended: bool, noisy: bool, columns: bool
+) -> None:
+    total, sequences = arrived
+    datagrams = [datagram(number) for number in sequences]
+    if noisy:
+        datagrams = [noise for i, one in enumerate(datagrams) for noise in ([one, b"noise"] if i % 3 else [one])]
+    tracker = track(datagrams + [end_marker(total)] * ended, vlen, columns)
+    result = tracker.result()
+    if not sequences and not ended:
+        assert result is None
+        return
+    assert result is not None
+    distinct = set(sequences)
+    late = sum(
+        number not in sequences[:i] and number < max(sequences[:i], default=0) for i, number in enumerate(sequences)
+    )
+    span = total if ended else max(distinct) - min(distinct) + 1
+    assert result.received == len(distinct)
+    assert result.duplicated == len(sequences) - len(distinct)
+    assert result.reordered == late
+    assert result.lost == span - len(distinct)
+    assert not result.approximate
+    assert tracker.others == len(datagrams) - len(sequences)
+
+
+# --- the histogram -------------------------------------------------------------------------------
+
+
+@given(st.integers(-(1 << 65), 1 << 65))
+def test_a_bucket_answers_within_one_percent(value: int) -> None:
+    assert abs(middle_of(bucket_of(value)) - value) * 100 <= abs(value)
+
+
+@given(st.integers(-(1 << 65), 1 << 65))
+def test_buckets_are_in_the_order_of_their_values(value: int) -> None:
+    assert bucket_of(value) <= bucket_of(value + 1) <= bucket_of(value) + 1
+
+
+@given(st.lists(st.integers(-(1 << 40), 1 << 40), min_size=1), st.sampled_from([0, 1, 50, 90, 99, 99.9, 100]))
+def test_percentiles_against_sorting(values: list[int], percent: float) -> None:
+    histogram = Histogram()
+    for value in values:
+        histogram.add(value)
+    exact = next(value for i, value in enumerate(sorted(values), 1) if i * 100 >= percent * len(values))
+    found = histogram.percentile(percent)
+    assert found is not None
+    assert abs(found - exact) * 100 <= abs(exact)
+    assert (histogram.minimum, histogram.maximum, histogram.count) == (min(values), max(values), len(values))
+
+
+def test_an_empty_histogram_has_no_percentile() -> None:
+    assert Histogram().percentile(50) is None
+
+
+def test_buckets_are_bounded() -> None:
+    assert bucket_of((1 << 64) - 1) - bucket_of(-(1 << 64) + 1) < 7552
+
+
+# --- pacing ----------------------------------------------------------------------------------------
+
+
+def test_a_pacer_gives_what_is_due() -> None:
+    pacer = Pacer(1000, 10.0)
+    assert pacer.due(10.0, 64) == 1
+    pacer.count(1)
+    assert pacer.due(10.0, 64) == 0
+    assert pacer.wait_s(10.0) == pytest.approx(0.001)
+    assert pacer.due(10.0105, 64) == 10
+    assert pacer.due(10.0105, 4) == 4
+    assert pacer.behind_s == 0
+
+
+def test_a_pacer_gives_up_what_is_too_far_behind() -> None:
+    pacer = Pacer(1000, 0.0)
+    assert pacer.due(5.0, 10_000) == pytest.approx(1000 * MAX_ARREARS_S, abs=2)
+    assert pacer.behind_s == pytest.approx(5.0 - MAX_ARREARS_S)
+
+
+@given(st.floats(1, 1e7), st.lists(st.floats(0, 0.04), min_size=1, max_size=50))
+def test_a_pacer_that_keeps_up_keeps_the_rate(rate: float, waits: list[float]) -> None:
+    pacer = Pacer(rate, 0.0)
+    now_s = 0.0
+    sent = 0
+    for wait_s in waits:
+        now_s += wait_s
+        burst = pacer.due(now_s, 1 << 62)
+        pacer.count(burst)
+        sent += burst
+        assert pacer.wait_s(now_s) > 0 or burst == 0
+    assert sent == pytest.approx(rate * now_s, abs=2)
+
+
+def test_an_unpaced_pacer_always_gives_a_whole_burst() -> None:
+    pacer = Pacer(0, 0.0)
+    pacer.count(1_000_000)
+    assert (pacer.due(0.0, 64), pacer.wait_s(0.0)) == (64, 0.0)
