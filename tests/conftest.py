@@ -70,6 +70,20 @@ def has_ipv6() -> bool:
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 loopback")
 
 
+def resolves_localhost() -> bool:
+    try:
+        socket.getaddrinfo("localhost", 0, socket.AF_INET)
+    except socket.gaierror:
+        return False
+    return True
+
+
+needs_localhost = pytest.mark.skipif(not resolves_localhost(), reason="localhost does not resolve")
+needs_drop_counter = pytest.mark.skipif(
+    not fastsock.probe().drop_counter, reason="the kernel does not count a socket's drops"
+)
+
+
 @pytest.fixture(params=[pytest.param(V4, id="v4"), pytest.param(V6, id="v6", marks=needs_ipv6)])
 def family(request: pytest.FixtureRequest) -> Family:
     return request.param

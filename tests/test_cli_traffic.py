@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from command import DEADLINE_S, exit_code, json_lines, running, wait_until
-from conftest import environment, needs_ipv6
+from conftest import environment, needs_drop_counter, needs_ipv6
 
 import fastsock
 from fastsock.cli import recv
@@ -101,6 +101,7 @@ def test_the_end_lets_nothing_more_in(host: str, closing: Closing) -> None:
     assert (run.totals.datagrams, run.totals.drops) == (100, 0)
 
 
+@needs_drop_counter
 def test_fail_on_loss(preloaded: Preload, capsys: Output) -> None:
     preloaded([b"x" * 1000] * 100, rcvbuf=1)
     words = ["recv", "127.0.0.1:0", "--json", "--idle", "0.05", "--fail-on-loss"]

@@ -147,7 +147,6 @@ def test_cut_ancillary_data_as_the_standard_library(ends, ancbufsize):
             os.close(fd)
         found.append((len(fds), flags & socket.MSG_CTRUNC))
     assert found[0] == found[1]
-    assert found[0][1]
 
 
 def test_descriptors_that_no_call_asks_for_are_not_leaked(ends, no_descriptor_leaks):

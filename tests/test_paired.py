@@ -5,6 +5,7 @@ import gc
 import random
 
 import pytest
+from conftest import needs_drop_counter
 
 from fastsock.cli.contestants import BASELINES, RECEIVERS, SENDERS, VLEN, Link, receivers, senders
 from fastsock.cli.paired import Contestant, Samples, Spread, measure, spread
@@ -167,6 +168,7 @@ def test_buffer_too_small():
     assert caught.value.errno == errno.ENOBUFS
 
 
+@needs_drop_counter
 def test_fill_notices_a_drop():
     with Link(1400, rcvbuf=4096) as link, pytest.raises(OSError, match="dropped") as caught:
         link.fill(VLEN)

@@ -266,17 +266,6 @@ def test_contiguous_request_is_not_answered_with_gaps(batch, order):
         ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(batch), view, order | PyBUF_STRIDES)
 
 
-def test_arrow_buffer():
-    pa = pytest.importorskip("pyarrow")
-    batch = RecvBatch(4, 64)
-    batch.load([b"abc", b"defgh"])
-    lengths = pa.array(np.asarray(batch.lengths))
-    assert lengths.to_pylist() == [3, 5]
-    arena = pa.py_buffer(batch.buffer)
-    assert arena.address == np.asarray(batch.buffer).ctypes.data
-    assert arena.slice(batch.offsets[1], batch.lengths[1]).to_pybytes() == b"defgh"
-
-
 # --- datagrams -----------------------------------------------------------------------------------
 
 

@@ -55,6 +55,10 @@ def test_constructor(cls, arguments, kind):
 def test_constructor_refuses(cls, arguments, error, number):
     with pytest.raises(error) as caught:
         cls(*arguments)
+    if number == errno.EINVAL:  # some emulators have another opinion
+        with pytest.raises(OSError) as theirs:  # noqa: PT011
+            socket.socket(*arguments)
+        number = theirs.value.errno
     assert getattr(caught.value, "errno", None) == number
 
 

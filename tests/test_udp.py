@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from conftest import needs_drop_counter, needs_localhost
 
 import fastsock
 from fastsock import bind_udp, connect_udp
@@ -58,6 +59,7 @@ def test_dual_stack_needs_ipv6():
         bind_udp(("127.0.0.1", 0), dualstack_ipv6=True)
 
 
+@needs_localhost
 @pytest.mark.parametrize(
     ("host", "family", "bound"),
     [
@@ -72,6 +74,7 @@ def test_names(closing, host, family, bound):
     assert closing(bind_udp((host, 0), family=family)).getsockname()[0] == bound
 
 
+@needs_localhost
 def test_connect_by_name(closing):
     receiver = closing(bind_udp(("127.0.0.1", 0)))
     sender = closing(connect_udp(("localhost", receiver.getsockname()[1]), family=socket.AF_INET))
@@ -258,6 +261,7 @@ def kernels_drops(sock) -> int:
     raise AssertionError("no such socket in /proc/net")
 
 
+@needs_drop_counter
 def test_drops_are_the_kernels_at_once(family, closing):
     receiver = closing(bind_udp(family.address(), rcvbuf=4096))
     sender = closing(connect_udp(receiver.getsockname()))

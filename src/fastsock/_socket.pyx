@@ -245,6 +245,8 @@ cdef class BaseSocket:
         cdef c.socklen_t size = sizeof(info)
         memset(info, 0, sizeof(info))
         sys_getsockopt(self.fd, c.SOL_SOCKET, c.SO_MEMINFO, info, &size)
+        if size <= c.FASTSOCK_MEMINFO_DROPS * sizeof(uint32_t):
+            raise_errno(c.ENOPROTOOPT)      # an emulator that takes every option for an int
         with cython.critical_section(self):
             self.drops_total += <uint32_t>(info[c.FASTSOCK_MEMINFO_DROPS] - self.drops_seen)
             self.drops_seen = info[c.FASTSOCK_MEMINFO_DROPS]

@@ -1,0 +1,1 @@
+# Makes src/fastsock a package to Cython, wherever the build runs from.
