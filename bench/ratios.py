@@ -59,7 +59,8 @@ TARGETS = [
     Target("receive 1400 B", "recv_many(64)", "C recvmmsg", None),
     Target("receive 1400 B", "recvfrom_many(64)", "socket.recvfrom", None),
     Target("receive 1400 B", "Socket.recv", "socket.recv", None),
-    *(Target("vlen 1400 B", f"recv_many({vlen})", "recv_many(64)", within(15)) for vlen in VLENS if vlen != 64),
+    # The heap trimmed and refaulted at every batch would show here as 0.6: see docs/design/malloc.md.
+    *(Target("vlen 1400 B", f"recv_many({vlen})", "socket.recv", 1.0) for vlen in VLENS),
     Target("timeout 64 B", "Socket.recv", "socket.recv", 2.5),
     Target("send 64 B", "send_many", "C sendmmsg", within(3)),
     Target("send 64 B", "send_batch", "C sendmmsg", None),
@@ -76,7 +77,8 @@ def vlen_receivers(link: Link) -> list[Contestant]:
     def build(vlen: int) -> Run:
         return receive_many(link.receiver.recv_many, vlen)
 
-    return [Contestant(f"recv_many({vlen})", link.fill, build(vlen), link.expect_empty) for vlen in VLENS]
+    many = [Contestant(f"recv_many({vlen})", link.fill, build(vlen), link.expect_empty) for vlen in VLENS]
+    return [*receivers(link, names=["socket.recv"]), *many]
 
 
 def measure_group(group: str, rounds: int, rng: random.Random) -> Samples:

@@ -178,7 +178,6 @@ def test_more_than_one_call_of_the_kernel_takes(closing, send, count, family):
     sender = closing(fastsock.connect_udp(receiver.getsockname()))
     assert send(sender, numbered(count)) == count
     assert drain(receiver) == numbered(count)
-    assert receiver.drops == 0
 
 
 def test_refused_beyond_the_first_chunk(udp_pair):

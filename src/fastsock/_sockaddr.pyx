@@ -11,10 +11,12 @@ from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint8_t, uint64_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy, memset, strlen
 from fastsock cimport _linux as c
 
 cdef extern from "Python.h":
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+    long PyLong_AsLongAndOverflow(object value, int *overflow) except? -1
     object PyUnicode_DecodeFSDefaultAndSize(const char *text, Py_ssize_t size)
 
 cdef extern from "<string.h>" nogil:
@@ -54,21 +56,39 @@ cdef object resolve(int family, bytes host):
     return _stdlib.getaddrinfo(host, 0, family, c.SOCK_DGRAM)[0][4]
 
 
+cdef bint is_numeric(int family, object host, void *binary) except -1:
+    """Whether `host` is an address in digits, which is then written to `binary`."""
+    cdef Py_ssize_t size
+    cdef const char *text
+    if not isinstance(host, str) or not (<str>host).isascii():
+        return False
+    text = PyUnicode_AsUTF8AndSize(host, &size)
+    return strlen(text) == <size_t>size and c.inet_pton(family, text, binary) == 1
+
+
+cdef long bounded(object value, long most, str caller, str name) except -1:
+    cdef int overflow = 0
+    cdef long number = PyLong_AsLongAndOverflow(PyNumber_Index(value), &overflow)
+    if overflow or not 0 <= number <= most:
+        raise OverflowError(f"{caller}(): {name} must be 0-{most}.")
+    return number
+
+
 cdef int encode_inet(object address, str caller, c.sockaddr_in *sin) except -1:
     if not isinstance(address, tuple):
         raise TypeError(f"{caller}(): AF_INET address must be tuple, not {type(address).__name__}")
     if len(<tuple>address) != 2:
         raise TypeError(f"{caller}(): AF_INET address must be a pair (host, port)")
-    cdef bytes host = host_bytes((<tuple>address)[0])
-    port = PyNumber_Index((<tuple>address)[1])
-    if not 0 <= port <= 0xFFFF:
-        raise OverflowError(f"{caller}(): port must be 0-65535.")
+    cdef bytes host = None
     memset(sin, 0, sizeof(c.sockaddr_in))
-    if c.inet_pton(c.AF_INET, host, &sin.sin_addr) != 1:
-        found = (<str>resolve(c.AF_INET, host)[0]).encode("ascii")
-        c.inet_pton(c.AF_INET, <bytes>found, &sin.sin_addr)
+    cdef bint numeric = is_numeric(c.AF_INET, (<tuple>address)[0], &sin.sin_addr)
+    if not numeric:
+        host = host_bytes((<tuple>address)[0])
+    sin.sin_port = c.htons(<int>bounded((<tuple>address)[1], 0xFFFF, caller, "port"))
+    if not numeric and c.inet_pton(c.AF_INET, host, &sin.sin_addr) != 1:
+        host = (<str>resolve(c.AF_INET, host)[0]).encode("ascii")
+        c.inet_pton(c.AF_INET, host, &sin.sin_addr)
     sin.sin_family = c.AF_INET
-    sin.sin_port = c.htons(<int>port)
     return 0
 
 
@@ -78,26 +98,23 @@ cdef int encode_inet6(object address, str caller, c.sockaddr_in6 *sin6) except -
     cdef Py_ssize_t size = len(<tuple>address)
     if not 2 <= size <= 4:
         raise TypeError(f"{caller}(): AF_INET6 address must be a tuple (host, port[, flowinfo[, scopeid]])")
-    cdef bytes host = host_bytes((<tuple>address)[0])
-    port = PyNumber_Index((<tuple>address)[1])
-    flowinfo = PyNumber_Index((<tuple>address)[2]) if size > 2 else 0
-    scope_id = PyNumber_Index((<tuple>address)[3]) if size > 3 else 0
-    if not 0 <= port <= 0xFFFF:
-        raise OverflowError(f"{caller}(): port must be 0-65535.")
-    if not 0 <= flowinfo <= 0xFFFFF:
-        raise OverflowError(f"{caller}(): flowinfo must be 0-1048575.")
+    cdef bytes host = None
     memset(sin6, 0, sizeof(c.sockaddr_in6))
-    if c.inet_pton(c.AF_INET6, host, &sin6.sin6_addr) != 1:
+    cdef bint numeric = is_numeric(c.AF_INET6, (<tuple>address)[0], &sin6.sin6_addr)
+    if not numeric:
+        host = host_bytes((<tuple>address)[0])
+    sin6.sin6_port = c.htons(<int>bounded((<tuple>address)[1], 0xFFFF, caller, "port"))
+    flowinfo = (<tuple>address)[2] if size > 2 else 0
+    sin6.sin6_flowinfo = c.htonl(<unsigned int>bounded(flowinfo, 0xFFFFF, caller, "flowinfo"))
+    sin6.sin6_scope_id = PyNumber_Index((<tuple>address)[3]) if size > 3 else 0
+    if not numeric and c.inet_pton(c.AF_INET6, host, &sin6.sin6_addr) != 1:
         found = resolve(c.AF_INET6, host)
         # getaddrinfo returns a scoped address as "fe80::1%lo": the scope is the fourth item.
         host = (<str>found[0]).split("%", 1)[0].encode("ascii")
         c.inet_pton(c.AF_INET6, host, &sin6.sin6_addr)
         if size < 4:
-            scope_id = found[3]
+            sin6.sin6_scope_id = found[3]
     sin6.sin6_family = c.AF_INET6
-    sin6.sin6_port = c.htons(<int>port)
-    sin6.sin6_flowinfo = c.htonl(<unsigned int>flowinfo)
-    sin6.sin6_scope_id = scope_id
     return 0
 
 
