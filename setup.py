@@ -50,6 +50,7 @@ setup(
             "initializedcheck": False,
             "cdivision": True,
             "embedsignature": True,
+            "auto_pickle": False,
         },
     ),
 )

@@ -112,8 +112,13 @@ def test_load_too_many(batch):
 def test_load_wrong_type_leaves_a_batch_that_works(batch, bad):
     with pytest.raises(TypeError):
         batch.load(bad)
-    assert len(batch) == 0
+    assert batch.payloads() == WORDS
     assert batch.load([b"again"]) == 1
+
+
+def test_load_datagrams_of_the_batch_itself(batch):
+    batch.load(list(batch)[::-1])
+    assert batch.payloads() == WORDS[::-1]
 
 
 def test_load_addresses():

@@ -31,6 +31,7 @@ cdef Py_ssize_t slot_stride(Py_ssize_t vlen, Py_ssize_t slot_size) except -1:
 
 
 @cython.final
+@cython.no_gc_clear     # views may be read while a garbage cycle is taken apart
 cdef class Column:
     """A one-dimensional view of an owner's memory, for memoryview to stand on."""
 

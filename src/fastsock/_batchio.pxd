@@ -12,6 +12,7 @@ cdef class BatchSocket(BaseSocket):
     cdef RecvBatch scratch
     cdef Gather gather
 
+    cdef bint may_be_at_end(self, Py_ssize_t received, Py_ssize_t vlen) noexcept
     cdef int check_datagrams(self, str caller) except -1
     cdef RecvBatch borrow_scratch(self, Py_ssize_t vlen, Py_ssize_t bufsize, bint addresses)
     cdef Gather borrow_gather(self, Py_ssize_t vlen)

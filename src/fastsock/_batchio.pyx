@@ -10,7 +10,7 @@ from fastsock._recvbatch cimport RecvBatch
 from fastsock._sendbatch cimport Gather, SendBatch
 from fastsock._socket cimport BaseSocket, integer
 from fastsock._sys cimport (
-    HOLD_GIL_DATAGRAMS, SENDMMSG_MAX, monotonic_ns, sys_recvmmsg, sys_recvmmsg_queued, sys_sendmmsg,
+    HOLD_GIL_DATAGRAMS, SENDMMSG_MAX, monotonic_ns, sys_is_hung_up, sys_recvmmsg, sys_recvmmsg_queued, sys_sendmmsg,
 )
 
 cdef extern from "Python.h":
@@ -20,6 +20,7 @@ cdef object CONNECTED = object()    # in place of an address: the peer is the so
 
 cdef enum:
     CHUNK_BYTES = 64 << 20      # the largest scratch arena of recv_many
+    MOST_PER_CALL = 1 << 18     # datagrams of one recv_many: about a tenth of a second
     YIELD_EVERY = 16            # chunks of recv_many that may follow each other under the GIL
 
 
@@ -71,7 +72,8 @@ cdef class BatchSocket(BaseSocket):
         more.
 
         Args:
-            vlen: The most to take, at least 1.
+            vlen: The most to take, at least 1. One call takes no more than 262144, so that
+                signals are heard under a flood.
             bufsize: Bytes of each datagram to keep, at least 1; what is longer is cut.
             flags: As recvmmsg(2); MSG_PEEK shows only the first datagram.
 
@@ -99,9 +101,9 @@ cdef class BatchSocket(BaseSocket):
         if flags & c.MSG_PEEK:
             vlen = 1            # every message of one call would be the same datagram
         received = sys_recvmmsg(
-            self.fd, batch.msgvec, <unsigned int>vlen, flags, self.timeout_ns, vlen <= HOLD_GIL_DATAGRAMS
+            &self.fd, batch.msgvec, <unsigned int>vlen, flags, self.timeout_ns, vlen <= HOLD_GIL_DATAGRAMS
         )
-        batch.decode(received, self._type == c.SOCK_SEQPACKET and received == vlen)
+        batch.decode(received, self.may_be_at_end(received, vlen))
         return batch.count
 
     cdef list receive_list(self, str caller, Py_ssize_t vlen, Py_ssize_t bufsize, int flags, bint addresses):
@@ -121,6 +123,7 @@ cdef class BatchSocket(BaseSocket):
         if bufsize < 1:
             raise ValueError(f"bufsize must be at least 1, not {bufsize}")
         self.check_datagrams(caller)
+        vlen = min(vlen, MOST_PER_CALL)
         chunk = min(vlen, max(1, min(HOLD_GIL_DATAGRAMS, CHUNK_BYTES // bufsize)))
         batch = self.borrow_scratch(chunk, bufsize, addresses)
         try:
@@ -139,8 +142,9 @@ cdef class BatchSocket(BaseSocket):
                 received = sys_recvmmsg_queued(
                     self.fd, batch.msgvec, <unsigned int>chunk, flags, chunks % YIELD_EVERY != 0, &error
                 )
-                self.deferred_recv = error
-                batch.decode(received, self._type == c.SOCK_SEQPACKET and received == chunk)
+                if error:
+                    self.deferred_recv = error
+                batch.decode(received, self.may_be_at_end(received, chunk))
                 size = batch.count
                 if size:
                     if addresses:
@@ -163,7 +167,7 @@ cdef class BatchSocket(BaseSocket):
                 batch = None
             if batch is None or batch.vlen < vlen or batch.slot_size < bufsize:
                 if batch is not None:
-                    if max(vlen, batch.vlen) * max(bufsize, batch.slot_size) <= CHUNK_BYTES:
+                    if max(bufsize, batch.slot_size) <= CHUNK_BYTES // max(vlen, batch.vlen):
                         vlen = max(vlen, batch.vlen)
                         slot_size = max(bufsize, batch.slot_size)
                     batch.release()
@@ -180,8 +184,8 @@ cdef class BatchSocket(BaseSocket):
         """Send each of ``payloads`` as one datagram to the connected peer.
 
         Args:
-            payloads: An iterable of bytes-like objects; any number. Their buffers are held
-                until the call returns.
+            payloads: An iterable of bytes-like objects; any number. They are kept until the
+                call returns; the buffers of 1024 at a time are held while they are sent.
             flags: As sendmmsg(2).
 
         Returns:
@@ -256,14 +260,18 @@ cdef class BatchSocket(BaseSocket):
         batch.acquire()
         try:
             self.raise_deferred(&self.deferred_send)
-            batch.prepare(self._family)
-            if batch.cursor == batch.count:
-                batch.cursor = 0
+            batch.rewind()
             start = batch.cursor
-            if batch.count > 0:
+            try:
+                batch.prepare(self._family)
+            except Exception:
+                if batch.encoded <= start:
+                    raise
+                # The next call, whose first unsent datagram has the bad address, raises it.
+            if batch.encoded > start:
                 self.send_prepared(
-                    &batch.msgvec[start], batch.count - start, integer(flags),
-                    batch.count - start <= HOLD_GIL_DATAGRAMS, &batch.cursor, start, &deadline_ns,
+                    &batch.msgvec[start], batch.encoded - start, integer(flags),
+                    batch.encoded - start <= HOLD_GIL_DATAGRAMS, &batch.cursor, start, &deadline_ns,
                 )
             return batch.cursor - start
         finally:
@@ -291,7 +299,7 @@ cdef class BatchSocket(BaseSocket):
                     deadline_ns[0] = monotonic_ns() + left_ns
                 left_ns = max(<int64_t>1, deadline_ns[0] - monotonic_ns())
             try:
-                got = sys_sendmmsg(self.fd, msgvec + sent, <unsigned int>want, flags, left_ns, hold_gil, &error)
+                got = sys_sendmmsg(&self.fd, msgvec + sent, <unsigned int>want, flags, left_ns, hold_gil, &error)
             except OSError:
                 if cursor[0] == start or error == 0:
                     raise
@@ -358,6 +366,10 @@ cdef class BatchSocket(BaseSocket):
             gather.release()
             raise
         return gather
+
+    cdef bint may_be_at_end(self, Py_ssize_t received, Py_ssize_t vlen) noexcept:
+        """Whether empty datagrams at the end of a receive may be one end-of-file, repeated."""
+        return self._type == c.SOCK_SEQPACKET and received == vlen > 1 and sys_is_hung_up(self.fd)
 
     cdef int check_datagrams(self, str caller) except -1:
         if self._type == c.SOCK_STREAM:

@@ -14,6 +14,7 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -54,18 +55,30 @@ static inline int fastsock_recvmmsg(int fd, struct mmsghdr *msgvec, unsigned int
 #endif
 }
 
-/* An ownership flag that holds with and without the GIL. It stores the process's fork
-   epoch, so that a flag taken by a thread that fork() left behind counts as free. */
-static inline int fastsock_flag_acquire(int *flag, int epoch)
+/* An ownership flag that holds with and without the GIL: a number of the owning thread's
+   and the process's fork epoch, or 0. In the child of a fork, what other threads held is
+   free; what the surviving thread holds (it may fork inside a call) stays held. */
+static inline uint64_t fastsock_thread_number(void)
 {
-    int seen = 0;
-    if (__atomic_compare_exchange_n(flag, &seen, epoch, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
-        return 1;
-    return seen != epoch
-        && __atomic_compare_exchange_n(flag, &seen, epoch, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+    static uint64_t last = 0;
+    static __thread uint64_t number = 0;
+    if (number == 0)
+        number = __atomic_add_fetch(&last, 1, __ATOMIC_RELAXED);
+    return number;
 }
 
-static inline void fastsock_flag_release(int *flag)
+static inline int fastsock_flag_acquire(uint64_t *flag, int epoch)
+{
+    const uint64_t low = ((uint64_t)1 << 40) - 1;
+    const uint64_t mine = (uint64_t)epoch << 40 | (fastsock_thread_number() & low);
+    uint64_t seen = 0;
+    if (__atomic_compare_exchange_n(flag, &seen, mine, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+        return 1;
+    return seen >> 40 != mine >> 40 && (seen & low) != (mine & low)
+        && __atomic_compare_exchange_n(flag, &seen, mine, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+}
+
+static inline void fastsock_flag_release(uint64_t *flag)
 {
     __atomic_store_n(flag, 0, __ATOMIC_RELEASE);
 }

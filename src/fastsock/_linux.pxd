@@ -3,7 +3,7 @@
 # every crossing into C reads `c.name`.
 
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "_compat.h" nogil:
     enum:
@@ -13,8 +13,8 @@ cdef extern from "_compat.h" nogil:
         FASTSOCK_ERESTARTSYS
     int fastsock_sendmmsg(int fd, mmsghdr *msgvec, unsigned int vlen, int flags)
     int fastsock_recvmmsg(int fd, mmsghdr *msgvec, unsigned int vlen, int flags)
-    bint fastsock_flag_acquire(int *flag, int epoch)
-    void fastsock_flag_release(int *flag)
+    bint fastsock_flag_acquire(uint64_t *flag, int epoch)
+    void fastsock_flag_release(uint64_t *flag)
     int fastsock_exchange(int *value, int desired)
     void fastsock_keep_heap(size_t nbytes)
 
@@ -146,6 +146,7 @@ cdef extern from "<poll.h>" nogil:
         POLLERR
         POLLHUP
         POLLNVAL
+        POLLRDHUP
     struct pollfd:
         int fd
         short events

@@ -1,7 +1,7 @@
 # Receiving batches: an arena, its kernel headers and its columns. No system calls.
 
 from cpython.object cimport PyObject
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from fastsock cimport _linux as c
 from fastsock._sockaddr cimport AddressCache
 
@@ -35,7 +35,7 @@ cdef class RecvBatch:
     cdef Py_ssize_t kept_bytes
 
     # Ownership: see _compat.h. Held over a receive and over whatever reads names or peers.
-    cdef int busy
+    cdef uint64_t busy
     cdef AddressCache peers
 
     cdef bint try_acquire(self) noexcept

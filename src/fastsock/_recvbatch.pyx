@@ -32,6 +32,7 @@ cdef enum:
 
 
 @cython.final
+@cython.no_gc_clear     # views may be read while a garbage cycle is taken apart
 cdef class RecvBatch:
     """Room for up to ``vlen`` kernel messages of ``slot_size`` bytes each, used again and again.
 
@@ -172,7 +173,11 @@ cdef class RecvBatch:
         Raises:
             ValueError: More datagrams than ``vlen``.
         """
-        cdef list items = list(datagrams)
+        # Copied before anything is written: they may be datagrams of this very batch.
+        cdef bint named = self.names != NULL
+        cdef list items = [
+            (bytes(memoryview(item[0] if named else item)), item[1] if named else None) for item in datagrams
+        ]
         cdef Py_ssize_t i
         cdef Py_ssize_t size
         cdef bytes payload
@@ -183,11 +188,9 @@ cdef class RecvBatch:
             self.prepare()
             self.dirty = len(items)
             for i in range(len(items)):
-                item = items[i]
-                if self.names != NULL:
-                    item, address = item
+                payload, address = items[i]
+                if named:
                     encode_address(family, address, "load", &self.names[i], &self.msgvec[i].msg_hdr.msg_namelen)
-                payload = bytes(memoryview(item))
                 size = len(payload)
                 self.msgvec[i].msg_hdr.msg_flags = c.MSG_TRUNC if size > self.slot_size else 0
                 self.msgvec[i].msg_len = <unsigned int>size
@@ -439,7 +442,8 @@ cdef class RecvBatch:
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         # Shape and strides belong to the view: the next receive changes the count.
-        cdef bint gaps = self.stride != self.slot_size and self.count > 1
+        cdef Py_ssize_t count = self.count
+        cdef bint gaps = self.stride != self.slot_size and count > 1
         if (flags & PyBUF_STRIDES) != PyBUF_STRIDES or flags & PyBUF_F_CONTIGUOUS & ~PyBUF_STRIDES or (
             gaps and flags & (PyBUF_C_CONTIGUOUS | PyBUF_ANY_CONTIGUOUS) & ~PyBUF_STRIDES
         ):
@@ -447,7 +451,7 @@ cdef class RecvBatch:
         cdef Py_ssize_t *geometry = <Py_ssize_t *>PyMem_Malloc(4 * sizeof(Py_ssize_t))
         if geometry == NULL:
             raise MemoryError()
-        geometry[0] = self.count
+        geometry[0] = count
         geometry[1] = self.slot_size
         geometry[2] = self.stride
         geometry[3] = 1
@@ -474,6 +478,7 @@ cdef object no_addresses():
 
 
 @cython.final
+@cython.no_gc_clear
 @cython.freelist(64)
 cdef class Datagram:
     """One received datagram, as a view of its slot: nothing is copied until asked for.

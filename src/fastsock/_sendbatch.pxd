@@ -1,7 +1,7 @@
 # Outgoing messages: a gather list over the caller's buffers, and an arena to write in.
 # No system calls.
 
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, uint64_t
 from fastsock cimport _linux as c
 
 
@@ -14,7 +14,7 @@ cdef class Gather:
     cdef c.iovec *iov
     cdef Py_buffer *views
     cdef c.sockaddr_storage *names          # NULL until the first address
-    cdef int busy
+    cdef uint64_t busy
 
     cdef void discard(self) noexcept
     cdef int reserve(self, Py_ssize_t vlen) except -1
@@ -45,8 +45,10 @@ cdef class SendBatch:
     # Datagrams in the batch, and how many of them the kernel took.
     cdef Py_ssize_t count
     cdef Py_ssize_t cursor
-    cdef int busy
+    cdef bint unaddressed                   # some before the cursor, which a replay must see to
+    cdef uint64_t busy
 
     cdef int acquire(self) except -1
     cdef void release(self) noexcept
+    cdef void rewind(self) noexcept
     cdef int prepare(self, int family) except -1

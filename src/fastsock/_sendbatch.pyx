@@ -6,7 +6,7 @@
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+from libc.string cimport memmove
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
 from cpython.tuple cimport PyTuple_GET_ITEM
 from fastsock cimport _linux as c
@@ -111,6 +111,7 @@ cdef class Gather:
 
 
 @cython.final
+@cython.no_gc_clear     # as RecvBatch
 cdef class SendBatch:
     """Datagrams to be sent together: an arena of ``vlen`` slots of ``slot_size`` bytes.
 
@@ -185,7 +186,7 @@ cdef class SendBatch:
                     raise BufferError(f"the batch is full: vlen is {self.vlen}")
                 if view.len > self.slot_size:
                     raise ValueError(f"a payload of {view.len} bytes does not fit a slot_size of {self.slot_size}")
-                memcpy(self.arena + self.count * self.stride, view.buf, <size_t>view.len)
+                memmove(self.arena + self.count * self.stride, view.buf, <size_t>view.len)
                 self.iov[self.count].iov_len = <size_t>view.len
                 self.addresses.append(address)
                 self.count += 1
@@ -204,6 +205,7 @@ cdef class SendBatch:
         try:
             self.addresses.clear()
             self.count = self.cursor = self.encoded = 0
+            self.unaddressed = False
         finally:
             self.release()
 
@@ -218,6 +220,7 @@ cdef class SendBatch:
             if not 0 <= count <= self.count - self.cursor:
                 raise ValueError(f"cannot skip {count} of {self.count - self.cursor} unsent datagrams")
             self.cursor += count
+            self.unaddressed = self.unaddressed or count > 0
         finally:
             self.release()
 
@@ -245,6 +248,13 @@ cdef class SendBatch:
 
     # --- preparing ------------------------------------------------------------------------
 
+    cdef void rewind(self) noexcept:
+        """Start over once all is sent."""
+        if self.cursor == self.count:
+            self.cursor = 0
+            if self.unaddressed:
+                self.encoded = 0
+
     cdef int prepare(self, int family) except -1:
         """Address the messages that are new since the last send on this family."""
         cdef Py_ssize_t i
@@ -252,7 +262,8 @@ cdef class SendBatch:
         if self.encoded_family != family:
             self.encoded_family = family
             self.encoded = 0
-        for i in range(self.encoded, self.count):
+            self.unaddressed = self.unaddressed or self.cursor > 0
+        for i in range(max(self.encoded, self.cursor), self.count):
             hdr = &self.msgvec[i].msg_hdr
             address = self.addresses[i]
             if address is None:

@@ -124,10 +124,8 @@ cdef int encode_unix(object address, c.sockaddr_un *sun, c.socklen_t *addrlen) e
         path = os.fsencode(address)
     elif isinstance(address, bytes):
         path = address
-    elif isinstance(address, (bytearray, memoryview)):
-        path = bytes(address)
     else:
-        raise TypeError(f"a bytes-like object is required, not '{type(address).__name__}'")
+        path = bytes(memoryview(address))       # TypeError where it is no bytes-like object
     cdef size_t size = len(path)
     cdef const char *raw = path
     # An abstract name may fill sun_path; a path needs room for its NUL (unix(7)).

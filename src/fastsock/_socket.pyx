@@ -75,6 +75,9 @@ cdef class BaseSocket:
         self._family = family
         self._type = type & ~(c.SOCK_NONBLOCK | c.SOCK_CLOEXEC)
         self.proto = proto
+        self.timeout_ns = -1
+        self.deferred_recv = self.deferred_send = 0
+        self.drops_seen = self.drops_total = 0
         default = _stdlib.getdefaulttimeout()
         if type & c.SOCK_NONBLOCK:
             self.timeout_ns = 0
@@ -97,14 +100,11 @@ cdef class BaseSocket:
 
     def detach(self):
         """Give the file descriptor away and mark the socket closed, without closing it."""
-        cdef int fd = self.fd
-        self.fd = -1
-        return fd
+        return c.fastsock_exchange(&self.fd, -1)
 
     def close(self):
         """Close the socket; closing it again does nothing. See close(2)."""
-        cdef int fd = self.fd
-        self.fd = -1
+        cdef int fd = c.fastsock_exchange(&self.fd, -1)
         if fd >= 0:
             sys_close(fd)
 
@@ -158,23 +158,24 @@ cdef class BaseSocket:
         """Set the peer of ``send`` and the only one ``recv`` hears. See connect(2)."""
         cdef c.sockaddr_storage storage
         cdef c.socklen_t addrlen = 0
+        cdef int error = 0
         encode_address(self._family, address, "connect", &storage, &addrlen)
         PySys_Audit("socket.connect", "OO", <PyObject *>self, <PyObject *>address)
-        sys_connect(self.fd, <c.sockaddr *>&storage, addrlen, self.timeout_ns)
+        sys_connect(&self.fd, <c.sockaddr *>&storage, addrlen, self.timeout_ns, &error)
 
     def connect_ex(self, address):
         """As ``connect``, but return the errno, or 0, where the system call fails."""
         cdef c.sockaddr_storage storage
         cdef c.socklen_t addrlen = 0
+        cdef int error = 0
         encode_address(self._family, address, "connect_ex", &storage, &addrlen)
         PySys_Audit("socket.connect", "OO", <PyObject *>self, <PyObject *>address)
         try:
-            sys_connect(self.fd, <c.sockaddr *>&storage, addrlen, self.timeout_ns)
-        except TimeoutError as error:
-            return error.errno or c.EAGAIN
-        except OSError as error:
-            return error.errno
-        return 0
+            sys_connect(&self.fd, <c.sockaddr *>&storage, addrlen, self.timeout_ns, &error)
+        except OSError:
+            if error == 0:
+                raise
+        return error
 
     def getsockname(self):
         """Return the local address. See getsockname(2)."""
@@ -267,7 +268,7 @@ cdef class BaseSocket:
         self.raise_deferred(&self.deferred_recv)
         if bufsize == 0:
             return b""
-        return receive_bytes(self.fd, bufsize, integer(flags), NULL, NULL, self.timeout_ns)
+        return receive_bytes(&self.fd, bufsize, integer(flags), NULL, NULL, self.timeout_ns)
 
     def recvfrom(self, Py_ssize_t bufsize, flags=0):
         """Receive one datagram as ``(bytes, address)``. Raises as ``recv``. See recvfrom(2)."""
@@ -276,7 +277,7 @@ cdef class BaseSocket:
         if bufsize < 0:
             raise ValueError("negative buffersize in recvfrom")
         self.raise_deferred(&self.deferred_recv)
-        payload = receive_bytes(self.fd, bufsize, integer(flags), <c.sockaddr *>&storage, &addrlen, self.timeout_ns)
+        payload = receive_bytes(&self.fd, bufsize, integer(flags), <c.sockaddr *>&storage, &addrlen, self.timeout_ns)
         return payload, decode_address(&storage, addrlen)
 
     def recv_into(self, buffer, Py_ssize_t nbytes=0, flags=0):
@@ -292,7 +293,7 @@ cdef class BaseSocket:
             size = room_in(&view, nbytes, "recv_into")
             if size == 0:
                 return 0
-            return sys_recvfrom(self.fd, view.buf, size, integer(flags), NULL, NULL, self.timeout_ns)
+            return sys_recvfrom(&self.fd, view.buf, size, integer(flags), NULL, NULL, self.timeout_ns)
         finally:
             PyBuffer_Release(&view)
 
@@ -306,7 +307,7 @@ cdef class BaseSocket:
         try:
             size = room_in(&view, nbytes, "recvfrom_into")
             got = sys_recvfrom(
-                self.fd, view.buf, size, integer(flags), <c.sockaddr *>&storage, &addrlen, self.timeout_ns
+                &self.fd, view.buf, size, integer(flags), <c.sockaddr *>&storage, &addrlen, self.timeout_ns
             )
             return got, decode_address(&storage, addrlen)
         finally:
@@ -350,7 +351,7 @@ cdef class BaseSocket:
             msg.msg_iov = gather.iov
             msg.msg_iovlen = <size_t>len(targets)
             msg.msg_controllen = <size_t>ancbufsize
-            size = sys_recvmsg(self.fd, &msg, integer(flags), self.timeout_ns)
+            size = sys_recvmsg(&self.fd, &msg, integer(flags), self.timeout_ns)
             return size, decode_control(&msg), msg.msg_flags, decode_address(&storage, msg.msg_namelen)
         finally:
             gather.release()
@@ -368,12 +369,12 @@ cdef class BaseSocket:
         if PyBytes_CheckExact(data):
             # The caller holds it, and nothing can change it: no buffer need be taken.
             return sys_sendto(
-                self.fd, PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data), integer(flags), NULL, 0,
+                &self.fd, PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data), integer(flags), NULL, 0,
                 self.timeout_ns,
             )
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
-            return sys_sendto(self.fd, view.buf, <size_t>view.len, integer(flags), NULL, 0, self.timeout_ns)
+            return sys_sendto(&self.fd, view.buf, <size_t>view.len, integer(flags), NULL, 0, self.timeout_ns)
         finally:
             PyBuffer_Release(&view)
 
@@ -388,7 +389,7 @@ cdef class BaseSocket:
         try:
             while True:
                 done += sys_sendto(
-                    self.fd, <char *>view.buf + done, <size_t>(view.len - done), integer(flags), NULL, 0, left
+                    &self.fd, <char *>view.buf + done, <size_t>(view.len - done), integer(flags), NULL, 0, left
                 )
                 if done >= view.len:
                     return
@@ -420,7 +421,7 @@ cdef class BaseSocket:
             encode_address(self._family, address, "sendto", &storage, &addrlen)
             PySys_Audit("socket.sendto", "OO", <PyObject *>self, <PyObject *>address)
             return sys_sendto(
-                self.fd, view.buf, <size_t>view.len, flags, <c.sockaddr *>&storage, addrlen, self.timeout_ns
+                &self.fd, view.buf, <size_t>view.len, flags, <c.sockaddr *>&storage, addrlen, self.timeout_ns
             )
         finally:
             PyBuffer_Release(&view)
@@ -459,7 +460,7 @@ cdef class BaseSocket:
             gather.hold(payloads, 0, len(payloads), PyBUF_SIMPLE)
             msg.msg_iov = gather.iov
             msg.msg_iovlen = <size_t>len(payloads)
-            return sys_sendmsg(self.fd, &msg, integer(flags), self.timeout_ns, &error)
+            return sys_sendmsg(&self.fd, &msg, integer(flags), self.timeout_ns, &error)
         finally:
             gather.release()
             free(msg.msg_control)
@@ -528,7 +529,7 @@ cdef size_t room_in(Py_buffer *view, Py_ssize_t nbytes, str caller) except? 0:
 
 
 cdef bytes receive_bytes(
-    int fd, Py_ssize_t bufsize, int flags, c.sockaddr *addr, c.socklen_t *addrlen, int64_t timeout_ns
+    int *fd, Py_ssize_t bufsize, int flags, c.sockaddr *addr, c.socklen_t *addrlen, int64_t timeout_ns
 ):
     cdef char stack[STACK_BYTES]
     cdef ssize_t size

@@ -1,5 +1,6 @@
 # Checked system calls: the only crossing into the kernel. Each sys_<call> returns what
-# the call returns or raises the OSError that errno names. Imports only _linux.
+# the call returns or raises the OSError that errno names. A call that may wait takes the
+# descriptor by address: it may be closed meanwhile. Imports only _linux.
 
 from libc.stdint cimport int64_t
 from fastsock cimport _linux as c
@@ -17,7 +18,9 @@ cdef int64_t monotonic_ns() noexcept nogil
 cdef int sys_socket(int family, int type, int protocol) except -1
 cdef int sys_close(int fd) except -1
 cdef int sys_bind(int fd, const c.sockaddr *addr, c.socklen_t addrlen) except -1
-cdef int sys_connect(int fd, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns) except -1
+cdef int sys_connect(
+    int *fd, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns, int *error
+) except -1
 cdef int sys_shutdown(int fd, int how) except -1
 cdef int sys_getsockname(int fd, c.sockaddr *addr, c.socklen_t *addrlen) except -1
 cdef int sys_getpeername(int fd, c.sockaddr *addr, c.socklen_t *addrlen) except -1
@@ -27,19 +30,20 @@ cdef int sys_fcntl(int fd, int cmd, long arg) except -1
 cdef int sys_set_nonblocking(int fd, bint nonblocking) except -1
 
 cdef ssize_t sys_recvfrom(
-    int fd, void *buf, size_t size, int flags, c.sockaddr *addr, c.socklen_t *addrlen, int64_t timeout_ns
+    int *fd, void *buf, size_t size, int flags, c.sockaddr *addr, c.socklen_t *addrlen, int64_t timeout_ns
 ) except -1
 cdef ssize_t sys_sendto(
-    int fd, const void *buf, size_t size, int flags, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns
+    int *fd, const void *buf, size_t size, int flags, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns
 ) except -1
-cdef ssize_t sys_recvmsg(int fd, c.msghdr *msg, int flags, int64_t timeout_ns) except -1
-cdef ssize_t sys_sendmsg(int fd, c.msghdr *msg, int flags, int64_t timeout_ns, int *error) except -1
+cdef ssize_t sys_recvmsg(int *fd, c.msghdr *msg, int flags, int64_t timeout_ns) except -1
+cdef ssize_t sys_sendmsg(int *fd, c.msghdr *msg, int flags, int64_t timeout_ns, int *error) except -1
 cdef int sys_recvmmsg(
-    int fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil
+    int *fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil
 ) except -1
 cdef int sys_recvmmsg_queued(
     int fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, bint hold_gil, int *error
 ) noexcept
 cdef int sys_sendmmsg(
-    int fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil, int *error
+    int *fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil, int *error
 ) except -1
+cdef bint sys_is_hung_up(int fd) noexcept

@@ -66,7 +66,15 @@ cdef enum:
     RETRY_NS = 1_000_000
 
 
-cdef int poll_until(int fd, short events, Waiting *w) except -1:
+cdef int open_fd(int *fd, Waiting *w) except -1:
+    """The descriptor; EBADF when the socket was closed while the call waited."""
+    if fd[0] < 0:
+        w.error = c.EBADF
+        return raise_errno(c.EBADF)
+    return fd[0]
+
+
+cdef int poll_until(int *fd, short events, Waiting *w) except -1:
     """Wait in ppoll for `events` or the deadline, without the GIL."""
     cdef c.pollfd poll
     cdef c.timespec left
@@ -79,7 +87,7 @@ cdef int poll_until(int fd, short events, Waiting *w) except -1:
         if left_ns <= 0:
             w.error = c.EAGAIN
             raise TimeoutError("timed out")
-        poll.fd = fd
+        poll.fd = open_fd(fd, w)
         poll.events = events
         poll.revents = 0
         if w.wakeups >= FUTILE_WAKEUPS:
@@ -103,7 +111,7 @@ cdef int poll_until(int fd, short events, Waiting *w) except -1:
         PyErr_CheckSignals()
 
 
-cdef bint resume(int fd, short events, int flags, Waiting *w) except -1:
+cdef bint resume(int *fd, short events, int flags, Waiting *w) except -1:
     """Decide how a call that failed with errno goes on.
 
     Returns True to call again and block in the kernel with the GIL released, False to
@@ -112,9 +120,11 @@ cdef bint resume(int fd, short events, int flags, Waiting *w) except -1:
     cdef int err = c.errno
     if is_interrupted(err):
         PyErr_CheckSignals()
+        open_fd(fd, w)
         return w.blocked
     if err == c.EAGAIN and w.timeout_ns > 0:
         poll_until(fd, events, w)
+        open_fd(fd, w)
         return False
     if err != c.EAGAIN or w.timeout_ns == 0 or w.blocked or flags & c.MSG_DONTWAIT:
         w.error = err
@@ -159,27 +169,37 @@ cdef int sys_bind(int fd, const c.sockaddr *addr, c.socklen_t addrlen) except -1
     return rc if rc == 0 else raise_errno(err)
 
 
-cdef int sys_connect(int fd, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns) except -1:
-    cdef int rc, err
+cdef int sys_connect(
+    int *fd, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns, int *error
+) except -1:
+    """Beside an exception, `error` is the errno, or 0 for what a signal handler raised."""
+    cdef int rc
+    cdef int at = fd[0]
     cdef c.socklen_t size = sizeof(int)
-    cdef Waiting w
+    cdef Waiting w = waiting(timeout_ns if timeout_ns > 0 else <int64_t>1 << 62)
+    error[0] = 0
     with nogil:
-        rc = c.connect(fd, addr, addrlen)
-        err = c.errno
+        rc = c.connect(at, addr, addrlen)
+        w.error = c.errno
     if rc == 0:
         return 0
     # An interrupted connect goes on in the kernel: wait for its end (connect(2), EINTR).
-    if is_interrupted(err):
+    if is_interrupted(w.error):
         PyErr_CheckSignals()
-        if timeout_ns == 0:
-            return raise_errno(c.EINPROGRESS)
-    elif err != c.EINPROGRESS or timeout_ns <= 0:
-        return raise_errno(err)
-    w = waiting(timeout_ns if timeout_ns > 0 else <int64_t>1 << 62)
-    poll_until(fd, c.POLLOUT, &w)
-    sys_getsockopt(fd, c.SOL_SOCKET, c.SO_ERROR, &err, &size)
-    if err and err != c.EISCONN:
-        return raise_errno(err)
+        w.error = c.EINPROGRESS
+    elif w.error != c.EINPROGRESS or timeout_ns < 0:
+        timeout_ns = 0
+    if timeout_ns == 0:
+        error[0] = w.error
+        return raise_errno(w.error)
+    w.error = 0
+    try:
+        poll_until(fd, c.POLLOUT, &w)
+    finally:
+        error[0] = w.error
+    sys_getsockopt(open_fd(fd, &w), c.SOL_SOCKET, c.SO_ERROR, error, &size)
+    if error[0] and error[0] != c.EISCONN:
+        return raise_errno(error[0])
     return 0
 
 
@@ -230,90 +250,100 @@ cdef int sys_set_nonblocking(int fd, bint nonblocking) except -1:
 
 # --- one message ----------------------------------------------------------------------
 # The six loops below differ in the call alone. A call too long for the GIL to be held
-# starts without it; whether it then waits is for timeout_ns, through O_NONBLOCK, to say.
+# starts without it; whether it then waits is for timeout_ns to say. The descriptor is read
+# anew before every try, because a signal handler or another thread may close the socket,
+# and its number may be somebody else's by then.
 
 cdef ssize_t sys_recvfrom(
-    int fd, void *buf, size_t size, int flags, c.sockaddr *addr, c.socklen_t *addrlen, int64_t timeout_ns
+    int *fd, void *buf, size_t size, int flags, c.sockaddr *addr, c.socklen_t *addrlen, int64_t timeout_ns
 ) except -1:
     cdef ssize_t rc
-    cdef int err
+    cdef int err, at
     cdef c.socklen_t room = addrlen[0] if addrlen != NULL else 0
     cdef bint long_call = size > HOLD_GIL_BYTES
+    cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
     cdef bint block = long_call
     cdef Waiting w = waiting(timeout_ns)
     w.blocked = long_call
     while True:
         if addrlen != NULL:
             addrlen[0] = room
+        at = fd[0]
         if block:
             with nogil:
-                rc = c.recvfrom(fd, buf, size, flags, addr, addrlen)
+                rc = c.recvfrom(at, buf, size, wait_flags, addr, addrlen)
                 err = c.errno
             c.errno = err
         else:
-            rc = c.recvfrom(fd, buf, size, flags | c.MSG_DONTWAIT, addr, addrlen)
+            rc = c.recvfrom(at, buf, size, flags | c.MSG_DONTWAIT, addr, addrlen)
         if rc >= 0:
             return rc
         block = resume(fd, c.POLLIN, flags, &w) or long_call
 
 
 cdef ssize_t sys_sendto(
-    int fd, const void *buf, size_t size, int flags, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns
+    int *fd, const void *buf, size_t size, int flags, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns
 ) except -1:
     cdef ssize_t rc
-    cdef int err
+    cdef int err, at
     cdef bint long_call = size > HOLD_GIL_BYTES
+    cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
     cdef bint block = long_call
     cdef Waiting w = waiting(timeout_ns)
     w.blocked = long_call
     while True:
+        at = fd[0]
         if block:
             with nogil:
-                rc = c.sendto(fd, buf, size, flags, addr, addrlen)
+                rc = c.sendto(at, buf, size, wait_flags, addr, addrlen)
                 err = c.errno
             c.errno = err
         else:
-            rc = c.sendto(fd, buf, size, flags | c.MSG_DONTWAIT, addr, addrlen)
+            rc = c.sendto(at, buf, size, flags | c.MSG_DONTWAIT, addr, addrlen)
         if rc >= 0:
             return rc
         block = resume(fd, c.POLLOUT, flags, &w) or long_call
 
 
-cdef ssize_t sys_recvmsg(int fd, c.msghdr *msg, int flags, int64_t timeout_ns) except -1:
+cdef ssize_t sys_recvmsg(int *fd, c.msghdr *msg, int flags, int64_t timeout_ns) except -1:
     cdef ssize_t rc
-    cdef int err
+    cdef int err, at
     cdef c.socklen_t namelen = msg.msg_namelen
     cdef size_t controllen = msg.msg_controllen
     cdef bint block = False
+    cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
     cdef Waiting w = waiting(timeout_ns)
     while True:
         msg.msg_namelen = namelen
         msg.msg_controllen = controllen
+        at = fd[0]
         if block:
             with nogil:
-                rc = c.recvmsg(fd, msg, flags)
+                rc = c.recvmsg(at, msg, wait_flags)
                 err = c.errno
             c.errno = err
         else:
-            rc = c.recvmsg(fd, msg, flags | c.MSG_DONTWAIT)
+            rc = c.recvmsg(at, msg, flags | c.MSG_DONTWAIT)
         if rc >= 0:
             return rc
         block = resume(fd, c.POLLIN, flags, &w)
 
 
-cdef ssize_t sys_sendmsg(int fd, c.msghdr *msg, int flags, int64_t timeout_ns, int *error) except -1:
+cdef ssize_t sys_sendmsg(int *fd, c.msghdr *msg, int flags, int64_t timeout_ns, int *error) except -1:
     cdef ssize_t rc
-    cdef int err
+    cdef int err, at
     cdef bint block = False
+    cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
     cdef Waiting w = waiting(timeout_ns)
     while True:
+        at = fd[0]
         if block:
             with nogil:
-                rc = c.sendmsg(fd, msg, flags)
+                rc = c.sendmsg(at, msg, wait_flags)
                 err = c.errno
             c.errno = err
         else:
-            rc = c.sendmsg(fd, msg, flags | c.MSG_DONTWAIT)
+            rc = c.sendmsg(at, msg, flags | c.MSG_DONTWAIT)
         if rc >= 0:
             return rc
         try:
@@ -325,7 +355,7 @@ cdef ssize_t sys_sendmsg(int fd, c.msghdr *msg, int flags, int64_t timeout_ns, i
 # --- many messages --------------------------------------------------------------------
 
 cdef int sys_recvmmsg(
-    int fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil
+    int *fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil
 ) except -1:
     """Wait for one datagram as `timeout_ns` says, then take what is queued.
 
@@ -333,27 +363,30 @@ cdef int sys_recvmmsg(
     errno 512 behind. The kernel's own timeout is never used: it is looked at only after
     a datagram came (recvmmsg(2), BUGS).
     """
-    cdef int rc, err
+    cdef int rc, err, at
     cdef bint long_call = not hold_gil
+    cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
     cdef bint block = long_call
     cdef Waiting w = waiting(timeout_ns)
     flags |= c.MSG_WAITFORONE
+    wait_flags |= c.MSG_WAITFORONE
     w.blocked = long_call
     while True:
+        at = fd[0]
         if block:
             with nogil:
-                rc = c.fastsock_recvmmsg(fd, msgvec, vlen, flags)
+                rc = c.fastsock_recvmmsg(at, msgvec, vlen, wait_flags)
                 err = c.errno
             c.errno = err
         else:
-            rc = c.fastsock_recvmmsg(fd, msgvec, vlen, flags | c.MSG_DONTWAIT)
+            rc = c.fastsock_recvmmsg(at, msgvec, vlen, flags | c.MSG_DONTWAIT)
         if rc >= 0:
             return rc
         block = resume(fd, c.POLLIN, flags, &w) or long_call
 
 
 cdef int sys_sendmmsg(
-    int fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil, int *error
+    int *fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil, int *error
 ) except -1:
     """Send at least one message of at most SENDMMSG_MAX, or raise.
 
@@ -361,8 +394,9 @@ cdef int sys_sendmmsg(
     where the next message would block; without it, a blocking socket blocks. Beside an
     exception, `error` tells what refused the call: an errno, or 0 for a signal handler.
     """
-    cdef int rc, err
+    cdef int rc, err, at
     cdef bint long_call = not hold_gil
+    cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
     cdef bint block = long_call
     cdef Waiting w = waiting(timeout_ns)
     if vlen == 1:
@@ -370,13 +404,14 @@ cdef int sys_sendmmsg(
         return 1
     w.blocked = long_call
     while True:
+        at = fd[0]
         if block:
             with nogil:
-                rc = c.fastsock_sendmmsg(fd, msgvec, vlen, flags)
+                rc = c.fastsock_sendmmsg(at, msgvec, vlen, wait_flags)
                 err = c.errno
             c.errno = err
         else:
-            rc = c.fastsock_sendmmsg(fd, msgvec, vlen, flags | c.MSG_DONTWAIT)
+            rc = c.fastsock_sendmmsg(at, msgvec, vlen, flags | c.MSG_DONTWAIT)
         if rc >= 0:
             return rc
         try:
@@ -406,3 +441,14 @@ cdef int sys_recvmmsg_queued(
         return rc
     error[0] = 0 if err == c.EAGAIN or is_interrupted(err) else err
     return 0
+
+
+cdef bint sys_is_hung_up(int fd) noexcept:
+    """Whether the peer has closed its end: poll(2), POLLRDHUP."""
+    cdef c.pollfd poll
+    cdef c.timespec now
+    now.tv_sec = now.tv_nsec = 0
+    poll.fd = fd
+    poll.events = c.POLLRDHUP
+    poll.revents = 0
+    return c.ppoll(&poll, 1, &now, NULL) > 0 and poll.revents & (c.POLLRDHUP | c.POLLHUP) != 0
