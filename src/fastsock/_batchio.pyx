@@ -127,6 +127,7 @@ cdef class BatchSocket(BaseSocket):
         chunk = min(vlen, max(1, min(HOLD_GIL_DATAGRAMS, CHUNK_BYTES // bufsize)))
         batch = self.borrow_scratch(chunk, bufsize, addresses)
         try:
+            batch.begin_list()
             self.receive(batch, chunk, flags)
             result = batch.payload_address_list(at, &heap_bytes) if addresses else batch.payload_list(at, &heap_bytes)
             size = batch.count

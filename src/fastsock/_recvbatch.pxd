@@ -6,6 +6,13 @@ from fastsock cimport _linux as c
 from fastsock._sockaddr cimport AddressCache
 
 
+# The payloads of one list, kept to be written again.
+cdef struct Generation:
+    PyObject **kept                         # by their position in the list
+    uint8_t *steady                         # whether a position's size was the same again
+    Py_ssize_t nbytes                       # the sum of their sizes
+
+
 cdef class RecvBatch:
     # Geometry, fixed at construction.
     cdef readonly Py_ssize_t vlen           # kernel messages per call
@@ -30,9 +37,8 @@ cdef class RecvBatch:
     cdef uint8_t *truncated_column
 
     # Of a socket's own batch, for lists; else NULL. See docs/design/malloc.md.
-    cdef PyObject **kept                    # payloads by their position in the last list
-    cdef uint8_t *steady                    # whether a position's size was the same again
-    cdef Py_ssize_t kept_bytes
+    cdef Generation generations[2]
+    cdef Generation *young                  # the one that the present list is made from
 
     # Ownership: see _compat.h. Held over a receive and over whatever reads names or peers.
     cdef uint64_t busy
@@ -46,6 +52,7 @@ cdef class RecvBatch:
     cdef void decode(self, Py_ssize_t received, bint seqpacket_full) noexcept
     cdef int keep_payloads(self) except -1
     cdef void forget_payloads(self) noexcept
+    cdef void begin_list(self) noexcept
     cdef void lend(self, Py_ssize_t index) noexcept
     cdef void unlend(self, Py_ssize_t index) noexcept
     cdef bytes payload(self, Py_ssize_t index, Py_ssize_t position, size_t *heap_bytes)

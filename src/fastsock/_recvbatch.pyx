@@ -27,7 +27,7 @@ from fastsock._sys cimport fork_epoch
 cdef enum:
     KEEP_HEAP_FROM = 512    # smaller bytes objects come from Python's own pools
     KEPT_PAYLOADS = 1024    # positions of a list whose payloads are kept to be written again,
-    KEPT_BYTES = 2 << 20    # and their sum: what a socket holds on to at the most
+    KEPT_BYTES = 2 << 20    # and their sum; of both generations, twice as much at the most
     LEND_FROM = 256         # below it a copy is as fast
 
 
@@ -117,7 +117,7 @@ cdef class RecvBatch:
             return
         self.iov_size = iov_size
         for i in range(self.vlen):
-            if self.kept != NULL:
+            if self.young != NULL:
                 self.unlend(i)
             else:
                 self.iov[i].iov_len = <size_t>iov_size
@@ -135,7 +135,7 @@ cdef class RecvBatch:
             hdr.msg_controllen = 0
             if self.naming:
                 hdr.msg_namelen = sizeof(c.sockaddr_storage)
-            if self.kept != NULL:
+            if self.young != NULL:
                 self.lend(i)
         self.dirty = 0
         self.count = 0
@@ -205,13 +205,9 @@ cdef class RecvBatch:
     cdef int keep_payloads(self) except -1:
         """Keep what lists are made of: the kernel may write it again once nobody else has it."""
         cdef Py_ssize_t i
+        cdef Generation *generation
         cdef c.iovec *iov = <c.iovec *>calloc(<size_t>self.vlen, 2 * sizeof(c.iovec))
-        cdef uint8_t *steady = <uint8_t *>calloc(KEPT_PAYLOADS, sizeof(uint8_t))
-        cdef PyObject **kept = <PyObject **>calloc(KEPT_PAYLOADS, sizeof(PyObject *))
-        if iov == NULL or steady == NULL or kept == NULL:
-            free(iov)
-            free(steady)
-            free(kept)
+        if iov == NULL:
             raise MemoryError()
         for i in range(self.vlen):
             iov[2 * i + 1] = self.iov[i]
@@ -219,18 +215,40 @@ cdef class RecvBatch:
             self.msgvec[i].msg_hdr.msg_iovlen = 2
         free(self.iov)
         self.iov = iov
-        self.steady = steady
-        self.kept = kept
+        self.young = &self.generations[0]
+        for i in range(2):
+            generation = &self.generations[i]
+            generation.kept = <PyObject **>calloc(KEPT_PAYLOADS, sizeof(PyObject *))
+            generation.steady = <uint8_t *>calloc(KEPT_PAYLOADS, sizeof(uint8_t))
+            if generation.kept == NULL or generation.steady == NULL:
+                raise MemoryError()     # such a batch is never used
         return 0
 
     cdef void forget_payloads(self) noexcept:
+        cdef Py_ssize_t g, i
+        cdef PyObject **kept
+        for g in range(2):
+            kept = self.generations[g].kept
+            if kept != NULL:
+                for i in range(KEPT_PAYLOADS):
+                    if kept[i] != NULL:
+                        Py_DECREF(<object>kept[i])
+            free(kept)
+            free(self.generations[g].steady)
+
+    cdef void begin_list(self) noexcept:
+        """Take the other generation where the last list is still held.
+
+        It is in `payloads = sock.recv_many()` within a loop: the name lets the last list go
+        only when the call has returned the next.
+        """
         cdef Py_ssize_t i
-        if self.kept != NULL:
-            for i in range(KEPT_PAYLOADS):
-                if self.kept[i] != NULL:
-                    Py_DECREF(<object>self.kept[i])
-        free(self.kept)
-        free(self.steady)
+        cdef PyObject *first = self.young.kept[0]
+        if first != NULL and not c.fastsock_is_sole(first):
+            self.young = &self.generations[1 if self.young == &self.generations[0] else 0]
+            for i in range(self.vlen):
+                self.unlend(i)
+            self.dirty = self.vlen      # so that `prepare` lends what this one has kept
 
     # A message's first iovec is empty, or the payload kept at the slot's own position: then
     # nobody else holds that object, and nobody gets it before `unlend`.
@@ -239,9 +257,9 @@ cdef class RecvBatch:
         """Let the kernel write into the payload kept for this slot, if its size repeats."""
         cdef PyObject *old
         cdef Py_ssize_t size
-        if index >= KEPT_PAYLOADS or not self.steady[index]:
+        if index >= KEPT_PAYLOADS or not self.young.steady[index]:
             return
-        old = self.kept[index]
+        old = self.young.kept[index]
         if old == NULL or not c.fastsock_is_sole(old):
             return
         size = PyBytes_GET_SIZE(<object>old)
@@ -261,9 +279,9 @@ cdef class RecvBatch:
         cdef bytes fresh
         self.unlend(index)
         if size == lent:
-            c.fastsock_again(self.kept[index])
-            return <bytes>self.kept[index]
-        self.steady[index] = False
+            c.fastsock_again(self.young.kept[index])
+            return <bytes>self.young.kept[index]
+        self.young.steady[index] = False
         if size > KEEP_HEAP_FROM:
             heap_bytes[0] += <size_t>size
         if size < lent:
@@ -282,33 +300,33 @@ cdef class RecvBatch:
         cdef const char *start = self.arena + self.offsets_column[index]
         cdef PyObject *old
         cdef bytes fresh
-        if self.kept != NULL and self.iov[2 * index].iov_len != 0:
+        if self.young != NULL and self.iov[2 * index].iov_len != 0:
             return self.lent_payload(index, size, heap_bytes)
-        if self.kept == NULL or position >= KEPT_PAYLOADS:
+        if self.young == NULL or position >= KEPT_PAYLOADS:
             if size > KEEP_HEAP_FROM:
                 heap_bytes[0] += <size_t>size
             return PyBytes_FromStringAndSize(start, size)
         if position < self.vlen:
             self.unlend(position)
-        old = self.kept[position]
+        old = self.young.kept[position]
         if old != NULL and PyBytes_GET_SIZE(<object>old) == size and c.fastsock_is_sole(old):
             memcpy(PyBytes_AS_STRING(<object>old), start, <size_t>size)
             c.fastsock_again(old)
-            self.steady[position] = True
+            self.young.steady[position] = True
             return <bytes>old
-        self.steady[position] = False
+        self.young.steady[position] = False
         fresh = PyBytes_FromStringAndSize(start, size)
         if size > KEEP_HEAP_FROM:
             heap_bytes[0] += <size_t>size
         if old != NULL:
-            self.kept_bytes -= PyBytes_GET_SIZE(<object>old)
-            self.kept[position] = NULL
+            self.young.nbytes -= PyBytes_GET_SIZE(<object>old)
+            self.young.kept[position] = NULL
             Py_DECREF(<object>old)
         # The empty and the one-byte objects are everybody's.
-        if size > 1 and self.kept_bytes + size <= KEPT_BYTES:
+        if size > 1 and self.young.nbytes + size <= KEPT_BYTES:
             Py_INCREF(fresh)
-            self.kept[position] = <PyObject *>fresh
-            self.kept_bytes += size
+            self.young.kept[position] = <PyObject *>fresh
+            self.young.nbytes += size
         return fresh
 
     cdef list payload_list(self, Py_ssize_t position, size_t *heap_bytes):
