@@ -51,19 +51,9 @@ def injected(isolated):
         pytest.skip(f"strace cannot trace here: {tried.stderr.strip() or tried.returncode}")
 
     def run(fault: str, script: str) -> str:
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONWARNINGS": "error"}
-        if SANITIZED:
-            env["ASAN_OPTIONS"] = env["ASAN_OPTIONS"] + ":detect_leaks=0"
-        done = subprocess.run(
-            [strace, "-f", "-qq", "-o", os.devnull, "-e", f"inject={fault}", sys.executable, "-c", PAIR + script],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env=env,
-            check=False,
+        return isolated(
+            PAIR + script, timeout=120, before=(strace, "-f", "-qq", "-o", os.devnull, "-e", f"inject={fault}")
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
     return run
 

@@ -33,7 +33,6 @@ cdef extern from "<errno.h>" nogil:
         EHOSTUNREACH
         EINPROGRESS
         EINTR
-        EINVAL
         EISCONN
         ENETDOWN
         ENETUNREACH
@@ -49,7 +48,6 @@ cdef extern from "<sys/socket.h>" nogil:
     ctypedef unsigned int socklen_t
     ctypedef unsigned short sa_family_t
     enum:
-        AF_UNSPEC
         AF_UNIX
         AF_INET
         AF_INET6
@@ -59,11 +57,9 @@ cdef extern from "<sys/socket.h>" nogil:
         SOCK_NONBLOCK
         SOCK_CLOEXEC
         SOL_SOCKET
-        SO_DOMAIN
         SO_ERROR
         SO_PROTOCOL
         SO_TYPE
-        MSG_CTRUNC
         MSG_DONTWAIT
         MSG_PEEK
         MSG_TRUNC
@@ -107,10 +103,7 @@ cdef extern from "<sys/socket.h>" nogil:
 
 cdef extern from "<netinet/in.h>" nogil:
     enum:
-        INET_ADDRSTRLEN
         INET6_ADDRSTRLEN
-        INADDR_ANY
-        INADDR_BROADCAST
     struct in_addr:
         uint32_t s_addr
     struct in6_addr:
@@ -143,9 +136,7 @@ cdef extern from "<poll.h>" nogil:
     enum:
         POLLIN
         POLLOUT
-        POLLERR
         POLLHUP
-        POLLNVAL
         POLLRDHUP
     struct pollfd:
         int fd
@@ -165,10 +156,6 @@ cdef extern from "<fcntl.h>" nogil:
     enum:
         F_GETFL
         F_SETFL
-        F_GETFD
-        F_SETFD
-        F_DUPFD_CLOEXEC
-        FD_CLOEXEC
         O_NONBLOCK
     int fcntl(int fd, int cmd, long arg)
 

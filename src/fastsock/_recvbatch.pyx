@@ -101,7 +101,7 @@ cdef class RecvBatch:
         return c.fastsock_flag_acquire(&self.busy, fork_epoch())
 
     cdef int acquire(self) except -1:
-        if not c.fastsock_flag_acquire(&self.busy, fork_epoch()):
+        if not self.try_acquire():
             raise RuntimeError("this RecvBatch is in use by another thread")
         return 0
 
@@ -282,11 +282,9 @@ cdef class RecvBatch:
             c.fastsock_again(self.young.kept[index])
             return <bytes>self.young.kept[index]
         self.young.steady[index] = False
-        if size > KEEP_HEAP_FROM:
-            heap_bytes[0] += <size_t>size
         if size < lent:
-            return PyBytes_FromStringAndSize(head, size)
-        fresh = PyBytes_FromStringAndSize(NULL, size)
+            return new_bytes(head, size, heap_bytes)
+        fresh = new_bytes(NULL, size, heap_bytes)
         memcpy(PyBytes_AS_STRING(fresh), head, <size_t>lent)
         memcpy(PyBytes_AS_STRING(fresh) + lent, self.arena + self.offsets_column[index], <size_t>(size - lent))
         return fresh
@@ -303,9 +301,7 @@ cdef class RecvBatch:
         if self.young != NULL and self.iov[2 * index].iov_len != 0:
             return self.lent_payload(index, size, heap_bytes)
         if self.young == NULL or position >= KEPT_PAYLOADS:
-            if size > KEEP_HEAP_FROM:
-                heap_bytes[0] += <size_t>size
-            return PyBytes_FromStringAndSize(start, size)
+            return new_bytes(start, size, heap_bytes)
         if position < self.vlen:
             self.unlend(position)
         old = self.young.kept[position]
@@ -315,9 +311,7 @@ cdef class RecvBatch:
             self.young.steady[position] = True
             return <bytes>old
         self.young.steady[position] = False
-        fresh = PyBytes_FromStringAndSize(start, size)
-        if size > KEEP_HEAP_FROM:
-            heap_bytes[0] += <size_t>size
+        fresh = new_bytes(start, size, heap_bytes)
         if old != NULL:
             self.young.nbytes -= PyBytes_GET_SIZE(<object>old)
             self.young.kept[position] = NULL
@@ -489,6 +483,13 @@ cdef class RecvBatch:
 
     def __releasebuffer__(self, Py_buffer *view):
         PyMem_Free(view.internal)
+
+
+cdef inline bytes new_bytes(const char *start, Py_ssize_t size, size_t *heap_bytes):
+    """A new bytes object; what malloc gives for it is added to `heap_bytes`."""
+    if size > KEEP_HEAP_FROM:
+        heap_bytes[0] += <size_t>size
+    return PyBytes_FromStringAndSize(start, size)
 
 
 cdef object no_addresses():
