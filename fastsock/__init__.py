@@ -6,20 +6,23 @@ while True:
         ...
 """
 
+from fastsock._errqueue import ErrorRecord
 from fastsock._probe import Probe, probe
 from fastsock._recvbatch import Datagram, RecvBatch
 from fastsock._sendbatch import SendBatch
-from fastsock._sock import Socket
+from fastsock._sock import Socket, SocketStats
 from fastsock._udp import bind_udp, connect_udp
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Datagram",
+    "ErrorRecord",
     "Probe",
     "RecvBatch",
     "SendBatch",
     "Socket",
+    "SocketStats",
     "bind_udp",
     "connect_udp",
     "probe",

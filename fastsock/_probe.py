@@ -8,13 +8,8 @@ import socket as _stdlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastsock._constants import SO_RCVBUFFORCE, SOL_UDP, UDP_GRO, UDP_SEGMENT
 from fastsock._sock import Socket
-from fastsock._udp import SO_RCVBUFFORCE
-
-# linux/udp.h; the standard library has no names for them.
-SOL_UDP = 17
-UDP_SEGMENT = 103
-UDP_GRO = 104
 
 
 @dataclass(frozen=True, slots=True)

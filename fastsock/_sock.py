@@ -1,6 +1,6 @@
 """The Socket class: the compiled methods, and the cold ones in plain Python.
 
-What is called per datagram belongs in _socket.pyx and _batchio.pyx, under src/fastsock. May import the compiled
+What is called per datagram belongs in the compiled modules, under src/fastsock. May import the compiled
 modules and the standard library's socket, for its enumerations.
 """
 
@@ -8,13 +8,36 @@ from __future__ import annotations
 
 import os
 import socket as _stdlib
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from fastsock._batchio import BatchSocket
+from fastsock._send import SendSocket
 
 
-class Socket(BatchSocket):
+@dataclass(frozen=True, slots=True)
+class SocketStats:
+    """What a ``Socket`` counted since it was opened: see ``Socket.stats``."""
+
+    received: int
+    """Datagrams that its calls returned."""
+    sent: int
+    """Datagrams that the kernel took from its calls."""
+    drops: int | None
+    """Datagrams that the kernel dropped for want of room; None where it does not say."""
+    gro: bool
+    """Whether the kernel joins received datagrams."""
+    gso: bool
+    """Whether the kernel cuts sends into datagrams; False also after a device refused."""
+    gso_fallbacks: int
+    """How often datagrams had to be sent one by one because their segmentation was refused."""
+    errors_discarded: int
+    """Records of the error queue for which ``recv_errors`` was not called in time."""
+    zerocopy_pending: int
+    """Sends of ``send_zerocopy`` whose buffers are still held."""
+
+
+class Socket(SendSocket):
     """A socket with the methods of ``socket.socket``, and whole batches in one system call.
 
     Args:
@@ -77,6 +100,28 @@ class Socket(BatchSocket):
     def timeout(self) -> float | None:
         """What ``gettimeout`` returns."""
         return self.gettimeout()
+
+    @property
+    def stats(self) -> SocketStats:
+        """Counts since the socket was opened, as a ``SocketStats``.
+
+        A duplicate counts for itself, but for ``drops``, which is the kernel's. On a stream
+        ``received`` and ``sent`` count calls.
+        """
+        try:
+            drops = self.drops
+        except OSError:
+            drops = None
+        return SocketStats(
+            received=self._received,
+            sent=self._sent,
+            drops=drops,
+            gro=self.gro,
+            gso=self.gso,
+            gso_fallbacks=self._gso_fallbacks,
+            errors_discarded=self._errors_discarded,
+            zerocopy_pending=self.zerocopy_pending,
+        )
 
     def dup(self) -> Self:
         """Return a socket on a duplicate, non-inheritable descriptor. See dup(2)."""

@@ -1,7 +1,7 @@
 """bind_udp and connect_udp: a UDP socket with its options set and its buffers checked.
 
-Policy only: every option goes through Socket.setsockopt. May import _sock and the
-standard library.
+Policy only: every option goes through Socket.setsockopt. May import _sock, _options and
+the standard library.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from fastsock._constants import SO_RCVBUFFORCE, SO_SNDBUFFORCE
+from fastsock._options import Clock, Options, Stamps
 from fastsock._sock import Socket
-
-# Linux 2.6.14; the standard library has no name for them (socket(7)).
-SO_SNDBUFFORCE = 32
-SO_RCVBUFFORCE = 33
 
 
 def bind_udp(
@@ -28,6 +26,16 @@ def bind_udp(
     reuse_address: bool = False,
     reuse_port: bool = False,
     dualstack_ipv6: bool = False,
+    gso: bool = True,
+    gro: bool = False,
+    timestamps: bool | Stamps | None = None,
+    pktinfo: bool = False,
+    ecn: bool = False,
+    ttl: bool = False,
+    drop_counter: bool = False,
+    error_queue: bool = False,
+    transmit_timestamps: bool | Stamps | None = None,
+    txtime: Clock | None = None,
 ) -> Socket:
     """Return a UDP socket bound to ``address``, ready to receive.
 
@@ -43,11 +51,32 @@ def bind_udp(
         reuse_port: Set SO_REUSEPORT, to spread datagrams over several sockets.
         dualstack_ipv6: Receive IPv4 too, as ``::ffff:a.b.c.d``, on an IPv6 wildcard.
             Without it an IPv6 socket is IPV6_V6ONLY, as with ``socket.create_server``.
+        gso: Let the kernel cut runs of equal payloads to one peer into datagrams: see
+            ``Socket.gso``.
+        gro: Let the kernel join datagrams of one peer on their way up (UDP_GRO, Linux 5.0);
+            every batched call splits them again. ``Socket.gro`` says whether it is on: older
+            kernels, and FASTSOCK_GRO=0 in the environment, go on without.
+        timestamps: Record when the kernel received each datagram: True or "software".
+            "hardware" records the device's own time too, where it was told to take it
+            (SIOCSHWTSTAMP; hwstamp_ctl does it).
+        pktinfo: Record the address that each datagram was sent to, and its interface.
+        ecn: Record ECN and DSCP of each datagram.
+        ttl: Record the TTL or hop limit.
+        drop_counter: Record SO_RXQ_OVFL: where in the stream datagrams were dropped.
+        error_queue: Queue ICMP errors for ``Socket.recv_errors`` (IP_RECVERR). An unconnected
+            socket then goes on serving other peers when one is dead.
+        transmit_timestamps: Report when each datagram left, through ``Socket.recv_errors``:
+            True or "software", as the driver got it, or "hardware". Switches ``gso`` off.
+        txtime: Take a time to send at with each datagram (SO_TXTIME): "tai" for the etf
+            queue, which drops what is late, "monotonic" for fq.
+
+    The metadata is on ``Datagram`` and in the columns of ``RecvBatch``. What is not asked
+    for costs nothing.
 
     Raises:
         OSError: EADDRINUSE, EADDRNOTAVAIL, EACCES ...; the address is in its text.
         socket.gaierror: The host does not resolve.
-        ValueError: ``dualstack_ipv6`` with AF_INET.
+        ValueError: ``dualstack_ipv6`` with AF_INET, or an option that there is not.
 
     Warns:
         RuntimeWarning: A buffer is smaller than asked for.
@@ -59,6 +88,19 @@ def bind_udp(
             raise ValueError("dualstack_ipv6 needs AF_INET6")
         family = _stdlib.AF_INET6
 
+    options = Options(
+        gso=gso,
+        gro=gro,
+        timestamps=timestamps,
+        pktinfo=pktinfo,
+        ecn=ecn,
+        ttl=ttl,
+        drop_counter=drop_counter,
+        error_queue=error_queue,
+        transmit_timestamps=transmit_timestamps,
+        txtime=txtime,
+    )
+
     def configure(sock: Socket) -> None:
         if reuse_address:
             sock.setsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_REUSEADDR, 1)
@@ -66,6 +108,7 @@ def bind_udp(
             sock.setsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_REUSEPORT, 1)
         if sock.family == _stdlib.AF_INET6:
             sock.setsockopt(_stdlib.IPPROTO_IPV6, _stdlib.IPV6_V6ONLY, 0 if dualstack_ipv6 else 1)
+        options.apply(sock)
         request_buffers(sock, rcvbuf, sndbuf)
 
     return open_udp(address, family, _stdlib.AI_PASSIVE, configure, Socket.bind)
@@ -78,6 +121,16 @@ def connect_udp(
     local_address: tuple[Any, ...] | None = None,
     rcvbuf: int | None = None,
     sndbuf: int | None = None,
+    gso: bool = True,
+    gro: bool = False,
+    timestamps: bool | Stamps | None = None,
+    pktinfo: bool = False,
+    ecn: bool = False,
+    ttl: bool = False,
+    drop_counter: bool = False,
+    error_queue: bool = False,
+    transmit_timestamps: bool | Stamps | None = None,
+    txtime: Clock | None = None,
 ) -> Socket:
     """Return a UDP socket whose peer is ``address``, ready for ``send_many``.
 
@@ -87,6 +140,8 @@ def connect_udp(
         local_address: Bind to it first.
         rcvbuf: As in ``bind_udp``.
         sndbuf: As in ``bind_udp``.
+        gso, gro, timestamps, pktinfo, ecn, ttl, drop_counter, error_queue,
+            transmit_timestamps, txtime: As in ``bind_udp``.
 
     Raises:
         OSError: ENETUNREACH, EADDRINUSE ...; the address is in its text.
@@ -99,7 +154,21 @@ def connect_udp(
     call. See udp(7), connect(2).
     """
 
+    options = Options(
+        gso=gso,
+        gro=gro,
+        timestamps=timestamps,
+        pktinfo=pktinfo,
+        ecn=ecn,
+        ttl=ttl,
+        drop_counter=drop_counter,
+        error_queue=error_queue,
+        transmit_timestamps=transmit_timestamps,
+        txtime=txtime,
+    )
+
     def configure(sock: Socket) -> None:
+        options.apply(sock)
         request_buffers(sock, rcvbuf, sndbuf)
         if local_address is not None:
             try:

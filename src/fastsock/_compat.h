@@ -21,7 +21,11 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
+
+#include <linux/errqueue.h>
+#include <linux/net_tstamp.h>
 
 /* linux/sock_diag.h: the counters of SO_MEMINFO (Linux 4.12). */
 #ifndef SO_MEMINFO
@@ -29,6 +33,40 @@
 #endif
 #define FASTSOCK_MEMINFO_VARS 16
 #define FASTSOCK_MEMINFO_DROPS 8
+
+/* linux/udp.h, which cannot stand beside netinet/udp.h: segmentation (Linux 4.18) and
+   aggregation (5.0). */
+#define FASTSOCK_SOL_UDP 17
+#ifndef UDP_SEGMENT
+#define UDP_SEGMENT 103
+#endif
+#ifndef UDP_GRO
+#define UDP_GRO 104
+#endif
+
+/* asm-generic/socket.h, which a C library may be older than. The names without _NEW stand
+   for layouts with the C library's own time_t. */
+#ifndef SO_ZEROCOPY
+#define SO_ZEROCOPY 60
+#endif
+#ifndef MSG_ZEROCOPY
+#define MSG_ZEROCOPY 0x4000000
+#endif
+#ifndef SO_TXTIME
+#define SO_TXTIME 61
+#endif
+#ifndef SCM_TXTIME
+#define SCM_TXTIME SO_TXTIME
+#endif
+#ifndef SO_EE_ORIGIN_ZEROCOPY
+#define SO_EE_ORIGIN_ZEROCOPY 5
+#endif
+#ifndef SO_EE_CODE_ZEROCOPY_COPIED
+#define SO_EE_CODE_ZEROCOPY_COPIED 1
+#endif
+#ifndef SO_EE_ORIGIN_TXTIME
+#define SO_EE_ORIGIN_TXTIME 6
+#endif
 
 /* Kernel-internal, and yet user space sees it: a recvmmsg interrupted after its first
    datagram leaves it in SO_ERROR (net/socket.c, do_recvmmsg). It means EINTR. */
@@ -86,6 +124,16 @@ static inline void fastsock_flag_release(uint64_t *flag)
 static inline int fastsock_exchange(int *value, int desired)
 {
     return __atomic_exchange_n(value, desired, __ATOMIC_ACQ_REL);
+}
+
+/* A counter of events that any thread may add to. */
+static inline void fastsock_count(int64_t *counter, int64_t more)
+{
+#ifdef Py_GIL_DISABLED
+    __atomic_add_fetch(counter, more, __ATOMIC_RELAXED);
+#else
+    *counter += more;
+#endif
 }
 
 /* Let the allocator keep `nbytes` of freed heap instead of returning them to the kernel

@@ -11,8 +11,19 @@ cdef extern from "_compat.h" nogil:
         FASTSOCK_MEMINFO_VARS
         FASTSOCK_MEMINFO_DROPS
         FASTSOCK_ERESTARTSYS
+        FASTSOCK_SOL_UDP
+        UDP_SEGMENT
+        UDP_GRO
+        SO_ZEROCOPY
+        MSG_ZEROCOPY
+        SO_TXTIME
+        SCM_TXTIME
+        SO_EE_ORIGIN_ZEROCOPY
+        SO_EE_CODE_ZEROCOPY_COPIED
+        SO_EE_ORIGIN_TXTIME
     int fastsock_sendmmsg(int fd, mmsghdr *msgvec, unsigned int vlen, int flags)
     int fastsock_recvmmsg(int fd, mmsghdr *msgvec, unsigned int vlen, int flags)
+    void fastsock_count(int64_t *counter, int64_t more)
     bint fastsock_flag_acquire(uint64_t *flag, int epoch)
     void fastsock_flag_release(uint64_t *flag)
     int fastsock_exchange(int *value, int desired)
@@ -33,11 +44,24 @@ cdef extern from "<errno.h>" nogil:
         EHOSTUNREACH
         EINPROGRESS
         EINTR
+        EINVAL
+        EIO
         EISCONN
+        EMSGSIZE
+        ENODEV
         ENETDOWN
         ENETUNREACH
+        ENOBUFS
         ENOPROTOOPT
         EOPNOTSUPP
+
+cdef extern from "<time.h>" nogil:
+    enum:
+        CLOCK_MONOTONIC
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec *ts)
 
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
@@ -59,8 +83,17 @@ cdef extern from "<sys/socket.h>" nogil:
         SOL_SOCKET
         SO_ERROR
         SO_PROTOCOL
+        SO_RCVBUFFORCE
+        SO_RXQ_OVFL
+        SO_SNDBUFFORCE
+        SO_TIMESTAMPING
+        SO_TIMESTAMPNS
         SO_TYPE
+        SCM_TIMESTAMPING
+        SCM_TIMESTAMPNS
+        MSG_CTRUNC
         MSG_DONTWAIT
+        MSG_ERRQUEUE
         MSG_PEEK
         MSG_TRUNC
         MSG_WAITFORONE
@@ -103,7 +136,24 @@ cdef extern from "<sys/socket.h>" nogil:
 
 cdef extern from "<netinet/in.h>" nogil:
     enum:
+        INADDR_LOOPBACK
         INET6_ADDRSTRLEN
+        IPPROTO_IP
+        IPPROTO_IPV6
+        IPPROTO_UDP
+        IP_PKTINFO
+        IP_RECVERR
+        IP_RECVTOS
+        IP_RECVTTL
+        IP_TOS
+        IP_TTL
+        IPV6_HOPLIMIT
+        IPV6_PKTINFO
+        IPV6_RECVERR
+        IPV6_RECVHOPLIMIT
+        IPV6_RECVPKTINFO
+        IPV6_RECVTCLASS
+        IPV6_TCLASS
     struct in_addr:
         uint32_t s_addr
     struct in6_addr:
@@ -118,6 +168,44 @@ cdef extern from "<netinet/in.h>" nogil:
         uint32_t sin6_flowinfo
         in6_addr sin6_addr
         uint32_t sin6_scope_id
+    struct in_pktinfo:
+        int ipi_ifindex
+        in_addr ipi_spec_dst
+        in_addr ipi_addr
+    struct in6_pktinfo:
+        in6_addr ipi6_addr
+        unsigned int ipi6_ifindex
+
+cdef extern from "<linux/errqueue.h>" nogil:
+    enum:
+        SO_EE_ORIGIN_LOCAL
+        SO_EE_ORIGIN_ICMP
+        SO_EE_ORIGIN_ICMP6
+        SO_EE_ORIGIN_TIMESTAMPING
+    struct sock_extended_err:
+        uint32_t ee_errno
+        uint8_t ee_origin
+        uint8_t ee_type
+        uint8_t ee_code
+        uint32_t ee_info
+        uint32_t ee_data
+    struct scm_timestamping:
+        timespec ts[3]
+
+cdef extern from "<linux/net_tstamp.h>" nogil:
+    enum:
+        SOF_TIMESTAMPING_OPT_ID
+        SOF_TIMESTAMPING_OPT_TSONLY
+        SOF_TIMESTAMPING_RAW_HARDWARE
+        SOF_TIMESTAMPING_RX_HARDWARE
+        SOF_TIMESTAMPING_RX_SOFTWARE
+        SOF_TIMESTAMPING_SOFTWARE
+        SOF_TIMESTAMPING_TX_HARDWARE
+        SOF_TIMESTAMPING_TX_SOFTWARE
+        SOF_TXTIME_REPORT_ERRORS
+    struct sock_txtime:
+        int clockid
+        uint32_t flags
 
 cdef extern from "<sys/un.h>" nogil:
     struct sockaddr_un:
@@ -134,6 +222,7 @@ cdef extern from "<arpa/inet.h>" nogil:
 
 cdef extern from "<poll.h>" nogil:
     enum:
+        POLLERR
         POLLIN
         POLLOUT
         POLLHUP
@@ -143,14 +232,6 @@ cdef extern from "<poll.h>" nogil:
         short events
         short revents
     int ppoll(pollfd *fds, unsigned long nfds, const timespec *timeout, void *sigmask)
-
-cdef extern from "<time.h>" nogil:
-    enum:
-        CLOCK_MONOTONIC
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    int clock_gettime(int clock, timespec *ts)
 
 cdef extern from "<fcntl.h>" nogil:
     enum:

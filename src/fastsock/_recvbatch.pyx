@@ -1,49 +1,53 @@
-# Receiving batches: an arena, its kernel headers and its columns. No system calls: _socket
+# Receiving batches: an arena, its kernel headers and its columns. No system calls: _receive
 # calls `prepare`, recvmmsg and `decode` in turn, the first and last of which are pure.
-# May import _linux, _arena, _sockaddr and, for the fork epoch, _sys.
+# May import _linux, _arena, _cmsg, _columns, _sockaddr and, for the fork epoch, _sys.
 #
-# Who owns what: a RecvBatch allocates everything once and frees it in __dealloc__. Every
-# view (a column, a Datagram, a NumPy array) holds a reference to the batch, so memory
-# outlives its views, and nothing is ever moved. A receive overwrites contents, not memory.
+# Who owns what: a RecvBatch allocates its memory once and frees it in __dealloc__; columns
+# may be replaced by larger ones, and then both stay. Every view (a column, a Datagram, a
+# NumPy array) holds a reference to the batch, so memory outlives its views, and nothing is
+# ever moved. A receive overwrites contents, not memory.
 
 cimport cython
 from cpython.buffer cimport (
     PyBUF_ANY_CONTIGUOUS, PyBUF_C_CONTIGUOUS, PyBUF_F_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_FillInfo,
 )
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.list cimport PyList_New, PyList_SET_ITEM
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.memoryview cimport PyMemoryView_FromObject
-from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from fastsock cimport _linux as c
 from fastsock._arena cimport memory, slot_stride
-from fastsock._sockaddr cimport AddressCache, decode_address, encode_address
+from fastsock._cmsg cimport (
+    DROP_COUNTER, GRO, HARDWARE_TIMESTAMPS, PKTINFO, TIMESTAMPS, TOS, TTL, Metadata, ancillary_of, decode_metadata,
+    control_size, encode_control, metadata_room,
+)
+from fastsock._columns cimport ColumnBatch, Columns, make_columns, not_recorded, read_metadata, write_metadata
+from fastsock._sockaddr cimport AddressCache, decode_address, decode_host, encode_address
 from fastsock._sys cimport fork_epoch
 
 cdef enum:
-    KEEP_HEAP_FROM = 512    # smaller bytes objects come from Python's own pools
-    KEPT_PAYLOADS = 1024    # positions of a list whose payloads are kept to be written again,
-    KEPT_BYTES = 2 << 20    # and their sum; of both generations, twice as much at the most
-    LEND_FROM = 256         # below it a copy is as fast
+    KEEP_HEAP_FROM = 512        # smaller bytes objects come from Python's own pools
+    SEGMENTS = 64               # datagrams that GRO joins (linux/udp.h, UDP_GRO_CNT_MAX)
 
 
-@cython.final
 @cython.no_gc_clear     # views may be read while a garbage cycle is taken apart
-cdef class RecvBatch:
+cdef class RecvBatch(ColumnBatch):
     """Room for up to ``vlen`` kernel messages of ``slot_size`` bytes each, used again and again.
 
     ``Socket.recv_batch(batch)`` fills it. ``len(batch)``, iteration and ``batch[i]`` then
     give the datagrams of that receive, the columns give them all at once without a copy,
     and ``numpy.asarray(batch)`` is a ``(len(batch), slot_size)`` uint8 array on the same
     memory. The next receive into the batch overwrites the contents; views taken earlier
-    stay valid memory, and show the new contents.
+    stay valid memory, and show what is there then.
+
+    With UDP GRO one message holds many datagrams: the batch always speaks of datagrams, so
+    ``len(batch)`` may exceed ``vlen``, ``offsets`` and ``lengths`` say where each lies, and
+    ``numpy.asarray`` is a BufferError. It takes a ``slot_size`` of at least 65535.
 
     Args:
-        vlen: Messages per call, at least 1. 32 to 64 is fastest.
+        vlen: Messages per call, at least 1. 32 to 64 is fastest; 8 to 16 with GRO.
         slot_size: Bytes per slot, at least 1. A longer datagram is cut and marked
             ``truncated``. 65535 holds any UDP datagram.
         addresses: Record the peer of every datagram (about 60 ns each).
@@ -52,48 +56,44 @@ cdef class RecvBatch:
         ValueError: ``vlen`` or ``slot_size`` is below 1.
         MemoryError: The arena does not fit in memory.
 
-    A batch serves one thread at a time: a receive into it while another is under way
-    raises RuntimeError. See recvmmsg(2).
+    Timestamps and other metadata are recorded when the socket was told to receive them:
+    see ``bind_udp``. A batch serves one thread at a time: a receive into it while another
+    is under way raises RuntimeError. See recvmmsg(2).
     """
 
     def __cinit__(self, Py_ssize_t vlen=64, Py_ssize_t slot_size=2048, *, bint addresses=False):
         cdef Py_ssize_t i
         self.stride = slot_stride(vlen, slot_size)
         self.vlen = vlen
-        self.slot_size = slot_size
+        self.slot_size = self.iov_size = self.keep_size = slot_size
         # calloc: the arena can be seen through `buffer`, and large ones stay untouched
         # until a datagram arrives in them.
         self.arena = <char *>calloc(vlen, self.stride)
         self.msgvec = <c.mmsghdr *>calloc(vlen, sizeof(c.mmsghdr))
         self.iov = <c.iovec *>calloc(vlen, sizeof(c.iovec))
-        self.offsets_column = <int64_t *>calloc(vlen, sizeof(int64_t))
-        self.lengths_column = <int32_t *>calloc(vlen, sizeof(int32_t))
-        self.truncated_column = <uint8_t *>calloc(vlen, sizeof(uint8_t))
         if addresses:
             self.names = <c.sockaddr_storage *>calloc(vlen, sizeof(c.sockaddr_storage))
             self.peers = AddressCache()
-        if (
-            self.arena == NULL or self.msgvec == NULL or self.iov == NULL
-            or self.offsets_column == NULL or self.lengths_column == NULL
-            or self.truncated_column == NULL or (addresses and self.names == NULL)
-        ):
+        if self.arena == NULL or self.msgvec == NULL or self.iov == NULL or (addresses and self.names == NULL):
             raise MemoryError(f"{vlen} slots of {slot_size} bytes")
+        self.columns = make_columns(vlen, 0, self.columns)
+        self.naming = addresses
         for i in range(vlen):
-            self.offsets_column[i] = i * self.stride
+            self.columns.offsets[i] = i * self.stride
             self.iov[i].iov_base = self.arena + i * self.stride
+            self.iov[i].iov_len = <size_t>slot_size
             self.msgvec[i].msg_hdr.msg_iov = &self.iov[i]
             self.msgvec[i].msg_hdr.msg_iovlen = 1
-        self.shape(slot_size, addresses)
+            if addresses:
+                self.msgvec[i].msg_hdr.msg_name = &self.names[i]
+                self.msgvec[i].msg_hdr.msg_namelen = sizeof(c.sockaddr_storage)
 
     def __dealloc__(self):
-        self.forget_payloads()
         free(self.arena)
         free(self.msgvec)
         free(self.iov)
         free(self.names)
-        free(self.offsets_column)
-        free(self.lengths_column)
-        free(self.truncated_column)
+        free(self.controls)
 
     # --- ownership ---------------------------------------------------------------------
 
@@ -110,20 +110,31 @@ cdef class RecvBatch:
 
     # --- prepare and decode: the two pure halves of a receive ---------------------------
 
-    cdef void shape(self, Py_ssize_t iov_size, bint naming) noexcept:
-        """Let datagrams fill `iov_size` bytes of each slot, with or without their peers."""
+    cdef int attach(self, int ancillary) except -1:
+        """Be ready for the ancillary data of a socket; the caller owns the batch."""
         cdef Py_ssize_t i
-        if iov_size == self.iov_size and naming == self.naming:
-            return
-        self.iov_size = iov_size
+        cdef Py_ssize_t capacity = self.columns.capacity
+        cdef size_t room = metadata_room() if ancillary else 0
+        if ancillary == self.ancillary:
+            return 0
+        if room and self.controls == NULL:
+            self.controls = <char *>calloc(self.vlen, room)
+            if self.controls == NULL:
+                raise MemoryError()
+        if ancillary & GRO and not self.columns.ancillary & GRO:
+            capacity = max(capacity, self.vlen * SEGMENTS)
+        if ancillary & ~self.columns.ancillary:
+            self.columns.count = 0
+            self.columns = make_columns(capacity, self.columns.ancillary | ancillary, self.columns)
+        if not ancillary & GRO:
+            for i in range(self.vlen):
+                self.columns.offsets[i] = i * self.stride
+        self.ancillary = ancillary
+        self.control_room = room
         for i in range(self.vlen):
-            if self.young != NULL:
-                self.unlend(i)
-            else:
-                self.iov[i].iov_len = <size_t>iov_size
-            self.msgvec[i].msg_hdr.msg_name = &self.names[i] if naming else NULL
-            self.msgvec[i].msg_hdr.msg_namelen = sizeof(c.sockaddr_storage) if naming else 0
-        self.naming = naming
+            self.msgvec[i].msg_hdr.msg_control = self.controls + <size_t>i * room if room else NULL
+            self.msgvec[i].msg_hdr.msg_controllen = room
+        return 0
 
     cdef void prepare(self) noexcept:
         """Undo what the last receive wrote into the headers, and only there."""
@@ -132,217 +143,149 @@ cdef class RecvBatch:
         for i in range(self.dirty):
             hdr = &self.msgvec[i].msg_hdr
             hdr.msg_flags = 0
-            hdr.msg_controllen = 0
+            hdr.msg_controllen = self.control_room
             if self.naming:
                 hdr.msg_namelen = sizeof(c.sockaddr_storage)
-            if self.young != NULL:
-                self.lend(i)
         self.dirty = 0
-        self.count = 0
+        self.columns.count = 0
 
-    cdef void decode(self, Py_ssize_t received, bint seqpacket_full) noexcept:
+    cdef int decode(self, Py_ssize_t received, bint seqpacket_full) except -1:
         """Fill the columns from `received` headers; `seqpacket_full`: all there were room for."""
         cdef Py_ssize_t i
         cdef Py_ssize_t size
         cdef int flags
+        cdef int seen = 0
+        cdef Columns *columns = self.columns
+        self.dirty = received
+        if self.ancillary:
+            return self.decode_ancillary(received)
         for i in range(received):
             # With MSG_TRUNC among the call's flags, msg_len is the datagram's whole
             # length: never trust it beyond the slot.
             size = self.msgvec[i].msg_len
             flags = self.msgvec[i].msg_hdr.msg_flags
-            self.lengths_column[i] = <int32_t>(size if size < self.iov_size else self.iov_size)
-            self.truncated_column[i] = (flags & c.MSG_TRUNC) != 0
-        self.dirty = received
+            seen |= flags
+            columns.lengths[i] = <int32_t>(size if size < self.iov_size else self.iov_size)
+            columns.truncated[i] = (flags & c.MSG_TRUNC) != 0
+        self.control_cut = (seen & c.MSG_CTRUNC) != 0
         if seqpacket_full:
             # At end-of-file every header that is left comes back empty: one stands for all.
-            while received > 1 and self.lengths_column[received - 1] == 0 and self.lengths_column[received - 2] == 0:
+            while received > 1 and columns.lengths[received - 1] == 0 and columns.lengths[received - 2] == 0:
                 received -= 1
-        self.count = received
+        columns.count = received
+        return 0
 
-    def load(self, datagrams, int family=c.AF_INET):
+    cdef int decode_ancillary(self, Py_ssize_t received) except -1:
+        """The same with control buffers, and with each message split by its segment size."""
+        cdef Py_ssize_t i, segment, size, count, start, end
+        cdef Py_ssize_t filled = 0
+        cdef int flags
+        cdef int seen = 0
+        cdef bint cut
+        cdef Columns *columns = self.columns
+        cdef bint joined = (self.ancillary & GRO) != 0
+        cdef bint other = (self.ancillary & ~GRO) != 0
+        cdef Metadata found
+        for i in range(received):
+            size = min(<Py_ssize_t>self.msgvec[i].msg_len, self.iov_size)
+            flags = self.msgvec[i].msg_hdr.msg_flags
+            seen |= flags
+            decode_metadata(&self.msgvec[i].msg_hdr, &found)
+            segment = size
+            count = 1
+            if joined and 0 < found.segment_size < size:
+                segment = found.segment_size
+                count = (size + segment - 1) // segment
+            if filled + count > columns.capacity:
+                columns.count = filled
+                columns = make_columns(2 * (filled + count), columns.ancillary, columns)
+                self.columns = columns
+            start = 0
+            if joined:
+                start = i * self.stride
+                end = start + size
+                cut = segment > self.keep_size
+                while True:
+                    columns.offsets[filled] = start
+                    columns.lengths[filled] = <int32_t>min(min(segment, end - start), self.keep_size)
+                    columns.truncated[filled] = cut and end - start > self.keep_size
+                    columns.messages[filled] = <int32_t>i
+                    filled += 1
+                    start += segment
+                    if start >= end:
+                        break
+            else:
+                columns.lengths[filled] = <int32_t>size
+                columns.truncated[filled] = 0
+                filled += 1
+            if flags & c.MSG_TRUNC:
+                columns.truncated[filled - 1] = 1
+            if other:
+                write_metadata(columns, filled - count, filled, &found)
+        self.control_cut = (seen & c.MSG_CTRUNC) != 0
+        columns.count = filled
+        return 0
+
+    def load(self, datagrams, int family=c.AF_INET, *, ancdata=None):
         """Fill the batch as a receive would, from memory: to test what consumes batches.
 
         Args:
             datagrams: Up to ``vlen`` payloads, or ``(payload, address)`` pairs for a batch
                 with ``addresses``. A payload longer than ``slot_size`` is cut and marked.
             family: The address family of the pairs.
+            ancdata: What the kernel says of each, as the second item that ``recvmsg``
+                returns; a list as long as ``datagrams``. With UDP_GRO among it the payload
+                is split.
 
         Returns:
             The number of datagrams now in the batch.
 
         Raises:
-            ValueError: More datagrams than ``vlen``.
+            ValueError: More datagrams than ``vlen``, or ancillary data that is too large.
         """
         # Copied before anything is written: they may be datagrams of this very batch.
         cdef bint named = self.names != NULL
         cdef list items = [
             (bytes(memoryview(item[0] if named else item)), item[1] if named else None) for item in datagrams
         ]
+        cdef list controls = [[(level, kind, bytes(data)) for level, kind, data in one] for one in ancdata or ()]
         cdef Py_ssize_t i
         cdef Py_ssize_t size
+        cdef int ancillary = 0
         cdef bytes payload
+        cdef c.msghdr *hdr
         if len(items) > self.vlen:
             raise ValueError(f"{len(items)} datagrams do not fit in a batch of vlen {self.vlen}")
+        if ancdata is not None and len(controls) != len(items):
+            raise ValueError(f"{len(items)} datagrams with ancillary data for {len(controls)}")
+        for one in controls:
+            for level, kind, _ in one:
+                ancillary |= ancillary_of(level, kind)
         self.acquire()
         try:
             self.prepare()
+            self.attach(ancillary)
             self.dirty = len(items)
             for i in range(len(items)):
                 payload, address = items[i]
+                hdr = &self.msgvec[i].msg_hdr
                 if named:
-                    encode_address(family, address, "load", &self.names[i], &self.msgvec[i].msg_hdr.msg_namelen)
+                    encode_address(family, address, "load", &self.names[i], &hdr.msg_namelen)
                 size = len(payload)
-                self.msgvec[i].msg_hdr.msg_flags = c.MSG_TRUNC if size > self.slot_size else 0
+                hdr.msg_flags = c.MSG_TRUNC if size > self.slot_size else 0
+                if ancillary:
+                    if control_size(controls[i]) > self.control_room:
+                        raise ValueError(f"the ancillary data of datagram {i} is too large")
+                    hdr.msg_controllen = control_size(controls[i])
+                    encode_control(controls[i], hdr)
                 self.msgvec[i].msg_len = <unsigned int>size
-                memcpy(self.arena + self.offsets_column[i], <const char *>payload, min(size, self.slot_size))
+                memcpy(self.arena + i * self.stride, <const char *>payload, min(size, self.slot_size))
             self.decode(len(items), False)
         finally:
             self.release()
-        return self.count
+        return self.columns.count
 
     # --- lists: a copy of everything ------------------------------------------------------
-
-    cdef int keep_payloads(self) except -1:
-        """Keep what lists are made of: the kernel may write it again once nobody else has it."""
-        cdef Py_ssize_t i
-        cdef Generation *generation
-        cdef c.iovec *iov = <c.iovec *>calloc(<size_t>self.vlen, 2 * sizeof(c.iovec))
-        if iov == NULL:
-            raise MemoryError()
-        for i in range(self.vlen):
-            iov[2 * i + 1] = self.iov[i]
-            self.msgvec[i].msg_hdr.msg_iov = &iov[2 * i]
-            self.msgvec[i].msg_hdr.msg_iovlen = 2
-        free(self.iov)
-        self.iov = iov
-        self.young = &self.generations[0]
-        for i in range(2):
-            generation = &self.generations[i]
-            generation.kept = <PyObject **>calloc(KEPT_PAYLOADS, sizeof(PyObject *))
-            generation.steady = <uint8_t *>calloc(KEPT_PAYLOADS, sizeof(uint8_t))
-            if generation.kept == NULL or generation.steady == NULL:
-                raise MemoryError()     # such a batch is never used
-        return 0
-
-    cdef void forget_payloads(self) noexcept:
-        cdef Py_ssize_t g, i
-        cdef PyObject **kept
-        for g in range(2):
-            kept = self.generations[g].kept
-            if kept != NULL:
-                for i in range(KEPT_PAYLOADS):
-                    if kept[i] != NULL:
-                        Py_DECREF(<object>kept[i])
-            free(kept)
-            free(self.generations[g].steady)
-
-    cdef void begin_list(self) noexcept:
-        """Take the other generation where the last list is still held.
-
-        It is in `payloads = sock.recv_many()` within a loop: the name lets the last list go
-        only when the call has returned the next.
-        """
-        cdef Py_ssize_t i
-        cdef PyObject *first = self.young.kept[0]
-        if first != NULL and not c.fastsock_is_sole(first):
-            self.young = &self.generations[1 if self.young == &self.generations[0] else 0]
-            for i in range(self.vlen):
-                self.unlend(i)
-            self.dirty = self.vlen      # so that `prepare` lends what this one has kept
-
-    # A message's first iovec is empty, or the payload kept at the slot's own position: then
-    # nobody else holds that object, and nobody gets it before `unlend`.
-
-    cdef void lend(self, Py_ssize_t index) noexcept:
-        """Let the kernel write into the payload kept for this slot, if its size repeats."""
-        cdef PyObject *old
-        cdef Py_ssize_t size
-        if index >= KEPT_PAYLOADS or not self.young.steady[index]:
-            return
-        old = self.young.kept[index]
-        if old == NULL or not c.fastsock_is_sole(old):
-            return
-        size = PyBytes_GET_SIZE(<object>old)
-        if LEND_FROM <= size <= self.iov_size:
-            self.iov[2 * index].iov_base = PyBytes_AS_STRING(<object>old)
-            self.iov[2 * index].iov_len = <size_t>size
-            self.iov[2 * index + 1].iov_len = <size_t>(self.iov_size - size)
-
-    cdef void unlend(self, Py_ssize_t index) noexcept:
-        self.iov[2 * index].iov_len = 0
-        self.iov[2 * index + 1].iov_len = <size_t>self.iov_size
-
-    cdef bytes lent_payload(self, Py_ssize_t index, Py_ssize_t size, size_t *heap_bytes):
-        """The payload of a slot that was lent: the object itself, or a copy from both iovecs."""
-        cdef const char *head = <const char *>self.iov[2 * index].iov_base
-        cdef Py_ssize_t lent = <Py_ssize_t>self.iov[2 * index].iov_len
-        cdef bytes fresh
-        self.unlend(index)
-        if size == lent:
-            c.fastsock_again(self.young.kept[index])
-            return <bytes>self.young.kept[index]
-        self.young.steady[index] = False
-        if size < lent:
-            return new_bytes(head, size, heap_bytes)
-        fresh = new_bytes(NULL, size, heap_bytes)
-        memcpy(PyBytes_AS_STRING(fresh), head, <size_t>lent)
-        memcpy(PyBytes_AS_STRING(fresh) + lent, self.arena + self.offsets_column[index], <size_t>(size - lent))
-        return fresh
-
-    cdef bytes payload(self, Py_ssize_t index, Py_ssize_t position, size_t *heap_bytes):
-        """Payload `index`, for `position` of a list that may span several receives.
-
-        What malloc gave for it is added to `heap_bytes`.
-        """
-        cdef Py_ssize_t size = self.lengths_column[index]
-        cdef const char *start = self.arena + self.offsets_column[index]
-        cdef PyObject *old
-        cdef bytes fresh
-        if self.young != NULL and self.iov[2 * index].iov_len != 0:
-            return self.lent_payload(index, size, heap_bytes)
-        if self.young == NULL or position >= KEPT_PAYLOADS:
-            return new_bytes(start, size, heap_bytes)
-        if position < self.vlen:
-            self.unlend(position)
-        old = self.young.kept[position]
-        if old != NULL and PyBytes_GET_SIZE(<object>old) == size and c.fastsock_is_sole(old):
-            memcpy(PyBytes_AS_STRING(<object>old), start, <size_t>size)
-            c.fastsock_again(old)
-            self.young.steady[position] = True
-            return <bytes>old
-        self.young.steady[position] = False
-        fresh = new_bytes(start, size, heap_bytes)
-        if old != NULL:
-            self.young.nbytes -= PyBytes_GET_SIZE(<object>old)
-            self.young.kept[position] = NULL
-            Py_DECREF(<object>old)
-        # The empty and the one-byte objects are everybody's.
-        if size > 1 and self.young.nbytes + size <= KEPT_BYTES:
-            Py_INCREF(fresh)
-            self.young.kept[position] = <PyObject *>fresh
-            self.young.nbytes += size
-        return fresh
-
-    cdef list payload_list(self, Py_ssize_t position, size_t *heap_bytes):
-        cdef Py_ssize_t i
-        cdef Py_ssize_t count = self.count
-        cdef list result = PyList_New(count)
-        for i in range(count):
-            item = self.payload(i, position + i, heap_bytes)
-            Py_INCREF(item)
-            PyList_SET_ITEM(result, i, item)
-        return result
-
-    cdef list payload_address_list(self, Py_ssize_t position, size_t *heap_bytes):
-        cdef Py_ssize_t i
-        cdef Py_ssize_t count = self.count
-        cdef list result = PyList_New(count)
-        for i in range(count):
-            address = self.peers.decode(&self.names[i], self.msgvec[i].msg_hdr.msg_namelen)
-            item = (self.payload(i, position + i, heap_bytes), address)
-            Py_INCREF(item)
-            PyList_SET_ITEM(result, i, item)
-        return result
 
     def payloads(self):
         """Return every payload as a bytes object: a list of ``len(batch)``, copied.
@@ -350,10 +293,16 @@ cdef class RecvBatch:
         Raises:
             RuntimeError: Another thread is receiving into the batch.
         """
+        cdef Py_ssize_t i
         cdef size_t heap_bytes = 0
+        cdef Columns *columns
         self.acquire()
         try:
-            return self.payload_list(0, &heap_bytes)
+            columns = self.columns
+            return [
+                new_bytes(self.arena + columns.offsets[i], columns.lengths[i], &heap_bytes)
+                for i in range(columns.count)
+            ]
         finally:
             self.release()
             c.fastsock_keep_heap(heap_bytes)
@@ -365,56 +314,67 @@ cdef class RecvBatch:
             ValueError: The batch was made without ``addresses=True``.
             RuntimeError: Another thread is receiving into the batch.
         """
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i, message
+        cdef Columns *columns
+        cdef list found = []
         if self.names == NULL:
             raise no_addresses()
         self.acquire()
         try:
-            return [
-                self.peers.decode(&self.names[i], self.msgvec[i].msg_hdr.msg_namelen)
-                for i in range(self.count)
-            ]
+            columns = self.columns
+            for i in range(columns.count):
+                message = columns.messages[i] if self.ancillary & GRO else i
+                found.append(self.peers.decode(&self.names[message], self.msgvec[message].msg_hdr.msg_namelen))
         finally:
             self.release()
+        return found
 
     # --- a sequence of datagrams ----------------------------------------------------------
 
-    def __len__(self):
-        return self.count
-
     def __getitem__(self, index):
+        # Read once: on a free-threaded build a receive may replace them meanwhile.
+        cdef Columns *columns = self.columns
         cdef Py_ssize_t i
+        cdef Py_ssize_t count = columns.count
         if isinstance(index, slice):
-            return [self.datagram(i) for i in range(*index.indices(self.count))]
+            return [self.datagram(columns, i) for i in range(*index.indices(count))]
         i = index
         if i < 0:
-            i += self.count
-        if not 0 <= i < self.count:
-            raise IndexError(f"datagram {index} of a batch that holds {self.count}")
-        return self.datagram(i)
+            i += count
+        if not 0 <= i < count:
+            raise IndexError(f"datagram {index} of a batch that holds {count}")
+        return self.datagram(columns, i)
 
     def __iter__(self):
         cdef Py_ssize_t i = 0
-        while i < self.count:
-            yield self.datagram(i)
+        cdef Columns *columns = self.columns
+        while i < columns.count:
+            yield self.datagram(columns, i)
             i += 1
+            columns = self.columns
 
-    cdef Datagram datagram(self, Py_ssize_t index):
+    cdef Datagram datagram(self, Columns *columns, Py_ssize_t index):
         cdef Datagram d = Datagram.__new__(Datagram)
         cdef c.socklen_t namelen
+        cdef Py_ssize_t message = index
         d.batch = self
-        d.start = self.arena + self.offsets_column[index]
-        d.nbytes = self.lengths_column[index]
-        d.truncated = self.truncated_column[index]
+        d.start = self.arena + columns.offsets[index]
+        d.nbytes = columns.lengths[index]
+        d.truncated = columns.truncated[index]
+        d.ancillary = self.ancillary
+        if self.ancillary:
+            read_metadata(columns, index, &d.metadata)
+            if columns.messages != NULL and self.ancillary & GRO:
+                message = min(<Py_ssize_t>columns.messages[index], self.vlen - 1)
         if self.names != NULL:
-            namelen = self.msgvec[index].msg_hdr.msg_namelen
+            namelen = self.msgvec[message].msg_hdr.msg_namelen
             d.namelen = <int>min(<size_t>namelen, sizeof(c.sockaddr_storage))
-            memcpy(&d.name, &self.names[index], <size_t>d.namelen)
+            memcpy(&d.name, &self.names[message], <size_t>d.namelen)
         return d
 
     def __repr__(self):
         return (
-            f"<fastsock.RecvBatch of {self.count} datagrams, vlen={self.vlen}, slot_size={self.slot_size}"
+            f"<fastsock.RecvBatch of {self.columns.count} datagrams, vlen={self.vlen}, slot_size={self.slot_size}"
             f"{', addresses=True' if self.names != NULL else ''}>"
         )
 
@@ -428,33 +388,11 @@ cdef class RecvBatch:
         """
         return memory(self, self.arena, self.vlen * self.stride, 1, b"B")
 
-    @property
-    def offsets(self):
-        """Where each datagram starts in ``buffer``: a memoryview of ``len(batch)`` int64."""
-        return memory(self, self.offsets_column, self.count, sizeof(int64_t), b"q")
-
-    @property
-    def lengths(self):
-        """The bytes of each datagram: a memoryview of ``len(batch)`` int32."""
-        return memory(self, self.lengths_column, self.count, sizeof(int32_t), b"i")
-
-    @property
-    def truncated(self):
-        """Which datagrams were longer than their slot: a memoryview of ``len(batch)`` bool."""
-        return memory(self, self.truncated_column, self.count, sizeof(uint8_t), b"?")
-
-    @property
-    def nbytes(self):
-        """The sum of ``lengths``."""
-        cdef Py_ssize_t i
-        cdef int64_t total = 0
-        for i in range(self.count):
-            total += self.lengths_column[i]
-        return total
-
     def __getbuffer__(self, Py_buffer *view, int flags):
         # Shape and strides belong to the view: the next receive changes the count.
-        cdef Py_ssize_t count = self.count
+        if self.ancillary & GRO:
+            raise BufferError("with UDP GRO a slot holds many datagrams: use buffer, offsets and lengths")
+        cdef Py_ssize_t count = self.columns.count
         cdef bint gaps = self.stride != self.slot_size and count > 1
         if (flags & PyBUF_STRIDES) != PyBUF_STRIDES or flags & PyBUF_F_CONTIGUOUS & ~PyBUF_STRIDES or (
             gaps and flags & (PyBUF_C_CONTIGUOUS | PyBUF_ANY_CONTIGUOUS) & ~PyBUF_STRIDES
@@ -485,7 +423,7 @@ cdef class RecvBatch:
         PyMem_Free(view.internal)
 
 
-cdef inline bytes new_bytes(const char *start, Py_ssize_t size, size_t *heap_bytes):
+cdef bytes new_bytes(const char *start, Py_ssize_t size, size_t *heap_bytes):
     """A new bytes object; what malloc gives for it is added to `heap_bytes`."""
     if size > KEEP_HEAP_FROM:
         heap_bytes[0] += <size_t>size
@@ -503,8 +441,7 @@ cdef class Datagram:
     """One received datagram, as a view of its slot: nothing is copied until asked for.
 
     ``bytes(d)`` copies the payload; ``d.payload`` is a memoryview of it, which the next
-    receive into the batch overwrites. ``len(d)``, ``truncated`` and ``address`` stay as
-    they were received. A Datagram supports the buffer protocol itself.
+    receive into the batch overwrites. All else stays as it was received. A Datagram supports the buffer protocol itself.
     """
 
     def __cinit__(self):
@@ -533,6 +470,63 @@ cdef class Datagram:
             return self.batch.peers.decode(&self.name, <size_t>self.namelen)
         finally:
             self.batch.release()
+
+    cdef int need(self, int bit, str option) except -1:
+        if not self.ancillary & bit:
+            raise not_recorded(option)
+        return 0
+
+    @property
+    def timestamp_ns(self):
+        """When the kernel received it, in ns since 1970; None where it does not say.
+
+        ValueError on this and the attributes below where the socket was not told to receive
+        them: see ``bind_udp``.
+        """
+        self.need(TIMESTAMPS, "timestamps")
+        return self.metadata.timestamp_ns or None
+
+    @property
+    def hardware_timestamp_ns(self):
+        """When the device received it, by its own clock; None where it does not say."""
+        self.need(HARDWARE_TIMESTAMPS, "timestamps='hardware'")
+        return self.metadata.hardware_timestamp_ns or None
+
+    @property
+    def ecn(self):
+        """Its ECN field, 0 to 3 (RFC 3168)."""
+        self.need(TOS, "ecn")
+        return self.metadata.tos & 3
+
+    @property
+    def dscp(self):
+        """Its DSCP field, 0 to 63 (RFC 2474)."""
+        self.need(TOS, "ecn")
+        return self.metadata.tos >> 2
+
+    @property
+    def ttl(self):
+        """The TTL or hop limit that it arrived with."""
+        self.need(TTL, "ttl")
+        return self.metadata.ttl
+
+    @property
+    def local_address(self):
+        """The address that it was sent to, without the port: one of ours, or a group."""
+        self.need(PKTINFO, "pktinfo")
+        return decode_host(&self.metadata.local)
+
+    @property
+    def interface_index(self):
+        """The interface that it came in by; ``socket.if_indextoname`` has its name."""
+        self.need(PKTINFO, "pktinfo")
+        return self.metadata.interface_index
+
+    @property
+    def drop_counter(self):
+        """SO_RXQ_OVFL as it was queued: see ``RecvBatch.drop_counters``."""
+        self.need(DROP_COUNTER, "drop_counter")
+        return self.metadata.drop_counter
 
     def __len__(self):
         return self.nbytes

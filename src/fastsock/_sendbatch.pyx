@@ -1,113 +1,22 @@
-# Outgoing messages. Gather points the kernel at the caller's own buffers; SendBatch is an
-# arena that the caller writes into and may send many times. No system calls: _socket
-# calls `prepare`, sendmmsg, and advances one cursor by what sendmmsg returned.
-# May import _linux, _arena, _sockaddr and, for the fork epoch, _sys.
+# A batch to send: an arena that the caller writes into and may send many times, with the
+# peers and options of each datagram. No system calls: SendSocket packs what is unsent,
+# calls sendmmsg, and advances one cursor by what the kernel took.
+# May import _linux, _arena, _cmsg, _gather, _sockaddr and, for the fork epoch, _sys.
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.number cimport PyNumber_Index
+from libc.stdint cimport uint16_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memmove
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
-from cpython.tuple cimport PyTuple_GET_ITEM
+from libc.string cimport memcpy, memmove, memset
 from fastsock cimport _linux as c
 from fastsock._arena cimport memory, slot_stride
-from fastsock._sockaddr cimport encode_address
+from fastsock._cmsg cimport Host, append_cmsg
+from fastsock._gather cimport CONTROL_ROOM
+from fastsock._sockaddr cimport encode_address, encode_host
 from fastsock._sys cimport fork_epoch
 
-
-@cython.final
-cdef class Gather:
-    def __dealloc__(self):
-        self.let_go()
-        self.discard()
-
-    cdef bint try_acquire(self) noexcept:
-        return c.fastsock_flag_acquire(&self.busy, fork_epoch())
-
-    cdef void release(self) noexcept:
-        c.fastsock_flag_release(&self.busy)
-
-    cdef void discard(self) noexcept:
-        free(self.msgvec)
-        free(self.iov)
-        free(self.views)
-        free(self.names)
-        self.msgvec = NULL
-        self.iov = NULL
-        self.views = NULL
-        self.names = NULL
-        self.vlen = 0
-
-    cdef int reserve(self, Py_ssize_t vlen) except -1:
-        """Make room for `vlen` messages; nothing is held at this time."""
-        cdef Py_ssize_t i
-        if vlen <= self.vlen:
-            return 0
-        self.discard()
-        self.msgvec = <c.mmsghdr *>calloc(vlen, sizeof(c.mmsghdr))
-        self.iov = <c.iovec *>calloc(vlen, sizeof(c.iovec))
-        self.views = <Py_buffer *>calloc(vlen, sizeof(Py_buffer))
-        self.names = <c.sockaddr_storage *>calloc(vlen, sizeof(c.sockaddr_storage))
-        if self.msgvec == NULL or self.iov == NULL or self.views == NULL or self.names == NULL:
-            self.discard()
-            raise MemoryError()
-        for i in range(vlen):
-            self.msgvec[i].msg_hdr.msg_iov = &self.iov[i]
-            self.msgvec[i].msg_hdr.msg_iovlen = 1
-        self.vlen = vlen
-        return 0
-
-    cdef int hold(self, tuple buffers, Py_ssize_t start, Py_ssize_t count, int flags) except -1:
-        """Point the iovecs at buffers[start:start + count]; the caller holds the tuple until let_go."""
-        cdef Py_ssize_t i
-        for i in range(count):
-            item = <object>PyTuple_GET_ITEM(buffers, start + i)
-            if PyBytes_CheckExact(item) and flags == PyBUF_SIMPLE:
-                # The tuple holds it, and nothing can change it: no buffer need be taken.
-                self.iov[i].iov_base = PyBytes_AS_STRING(item)
-                self.iov[i].iov_len = <size_t>PyBytes_GET_SIZE(item)
-            else:
-                PyObject_GetBuffer(item, &self.views[self.held], flags)
-                self.iov[i].iov_base = self.views[self.held].buf
-                self.iov[i].iov_len = <size_t>self.views[self.held].len
-                self.held += 1
-        return 0
-
-    cdef int prepare(self, tuple payloads, Py_ssize_t start, Py_ssize_t count) except -1:
-        """Hold the payloads, one message each, for the connected peer."""
-        cdef Py_ssize_t i
-        self.hold(payloads, start, count, PyBUF_SIMPLE)
-        for i in range(count):
-            self.msgvec[i].msg_hdr.msg_name = NULL
-            self.msgvec[i].msg_hdr.msg_namelen = 0
-        return 0
-
-    cdef int address_all(self, Py_ssize_t count, int family, object address, str caller) except -1:
-        """Address `count` prepared messages to one peer."""
-        cdef Py_ssize_t i
-        cdef c.socklen_t namelen = 0
-        encode_address(family, address, caller, &self.names[0], &namelen)
-        for i in range(count):
-            self.msgvec[i].msg_hdr.msg_name = &self.names[0]
-            self.msgvec[i].msg_hdr.msg_namelen = namelen
-        return 0
-
-    cdef int address_each(self, tuple addresses, Py_ssize_t start, Py_ssize_t count, int family, str caller) except -1:
-        """Address each prepared message to its own peer."""
-        cdef Py_ssize_t i
-        cdef c.msghdr *hdr
-        for i in range(count):
-            hdr = &self.msgvec[i].msg_hdr
-            encode_address(family, addresses[start + i], caller, &self.names[i], &hdr.msg_namelen)
-            hdr.msg_name = &self.names[i]
-        return 0
-
-    cdef void let_go(self) noexcept:
-        """Release the buffers, after the call that used them."""
-        cdef Py_ssize_t i
-        for i in range(self.held):
-            PyBuffer_Release(&self.views[i])
-        self.held = 0
+import socket as _stdlib
 
 
 @cython.final
@@ -136,21 +45,22 @@ cdef class SendBatch:
         self.vlen = vlen
         self.slot_size = slot_size
         self.addresses = []
+        self.options = []
         self.arena = <char *>calloc(vlen, self.stride)
-        self.msgvec = <c.mmsghdr *>calloc(vlen, sizeof(c.mmsghdr))
-        self.iov = <c.iovec *>calloc(vlen, sizeof(c.iovec))
-        if self.arena == NULL or self.msgvec == NULL or self.iov == NULL:
+        self.out.iov = <c.iovec *>calloc(vlen, sizeof(c.iovec))
+        if self.arena == NULL or self.out.iov == NULL:
             raise MemoryError(f"{vlen} slots of {slot_size} bytes")
         for i in range(vlen):
-            self.iov[i].iov_base = self.arena + i * self.stride
-            self.msgvec[i].msg_hdr.msg_iov = &self.iov[i]
-            self.msgvec[i].msg_hdr.msg_iovlen = 1
+            self.out.iov[i].iov_base = self.arena + i * self.stride
 
     def __dealloc__(self):
         free(self.arena)
-        free(self.msgvec)
-        free(self.iov)
-        free(self.names)
+        free(self.out.iov)
+        free(self.out.names)
+        free(self.out.namelens)
+        free(self.out.controls)
+        free(self.out.controllens)
+        free(self.out.segment_sizes)
 
     cdef int acquire(self) except -1:
         if not c.fastsock_flag_acquire(&self.busy, fork_epoch()):
@@ -162,7 +72,10 @@ cdef class SendBatch:
 
     # --- filling ------------------------------------------------------------------------
 
-    def append(self, payload, address=None):
+    def append(
+        self, payload, address=None, *, ecn=None, dscp=None, source=None, interface=None, txtime_ns=None,
+        segment_size=None,
+    ):
         """Copy ``payload``, a bytes-like object, into the next slot.
 
         Behind datagrams that are sent already, it alone is unsent: ``clear`` comes first to
@@ -171,13 +84,32 @@ cdef class SendBatch:
         Args:
             payload: Up to ``slot_size`` bytes; may be empty.
             address: The peer, as ``sendto`` takes it; None on a connected socket.
+            ecn: The ECN field, 0 to 3; alone it leaves a DSCP of 0.
+            dscp: The DSCP field, 0 to 63.
+            source: The local address to send from, without a port: an answer goes out by
+                the address that was asked, with ``Datagram.local_address``.
+            interface: The interface to send by, an index or a name.
+            txtime_ns: When to send, in ns of the clock that the socket was made with:
+                ``bind_udp(..., txtime="tai")``.
+            segment_size: Cut the payload into datagrams of so many bytes, but for a shorter
+                last one; the payload still counts as one in what ``send_batch`` returns.
 
         Raises:
             BufferError: The batch already holds ``vlen`` datagrams.
-            ValueError: The payload is longer than ``slot_size``.
+            ValueError: The payload is longer than ``slot_size``, or an option out of range.
             RuntimeError: Another thread is sending the batch.
+            OSError: There is no such interface (ENODEV).
+
+        What cannot be used on the socket, as a source of another family, is raised by
+        ``send_batch``. See ip(7), ipv6(7), SCM_TXTIME in linux/net_tstamp.h.
         """
         cdef Py_buffer view
+        cdef object options = None
+        if not (
+            ecn is None and dscp is None and source is None and interface is None and txtime_ns is None
+            and segment_size is None
+        ):
+            options = check_options(ecn, dscp, source, interface, txtime_ns, segment_size)
         PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
         try:
             self.acquire()
@@ -187,8 +119,9 @@ cdef class SendBatch:
                 if view.len > self.slot_size:
                     raise ValueError(f"a payload of {view.len} bytes does not fit a slot_size of {self.slot_size}")
                 memmove(self.arena + self.count * self.stride, view.buf, <size_t>view.len)
-                self.iov[self.count].iov_len = <size_t>view.len
+                self.out.iov[self.count].iov_len = <size_t>view.len
                 self.addresses.append(address)
+                self.options.append(options)
                 self.count += 1
             finally:
                 self.release()
@@ -204,7 +137,8 @@ cdef class SendBatch:
         self.acquire()
         try:
             self.addresses.clear()
-            self.count = self.cursor = self.encoded = 0
+            self.options.clear()
+            self.count = self.cursor = self.encoded = self.segments = 0
             self.unaddressed = False
         finally:
             self.release()
@@ -220,6 +154,8 @@ cdef class SendBatch:
             if not 0 <= count <= self.count - self.cursor:
                 raise ValueError(f"cannot skip {count} of {self.count - self.cursor} unsent datagrams")
             self.cursor += count
+            if count:
+                self.segments = 0
             self.unaddressed = self.unaddressed or count > 0
         finally:
             self.release()
@@ -256,25 +192,129 @@ cdef class SendBatch:
                 self.encoded = 0
 
     cdef int prepare(self, int family) except -1:
-        """Address the messages that are new since the last send on this family."""
+        """Encode the addresses and options that are new since the last send on this family."""
         cdef Py_ssize_t i
-        cdef c.msghdr *hdr
         if self.encoded_family != family:
             self.encoded_family = family
             self.encoded = 0
             self.unaddressed = self.unaddressed or self.cursor > 0
         for i in range(max(self.encoded, self.cursor), self.count):
-            hdr = &self.msgvec[i].msg_hdr
             address = self.addresses[i]
-            if address is None:
-                hdr.msg_name = NULL
-                hdr.msg_namelen = 0
-            else:
-                if self.names == NULL:
-                    self.names = <c.sockaddr_storage *>calloc(self.vlen, sizeof(c.sockaddr_storage))
-                    if self.names == NULL:
-                        raise MemoryError()
-                encode_address(family, address, "send_batch", &self.names[i], &hdr.msg_namelen)
-                hdr.msg_name = &self.names[i]
+            if address is not None:
+                if self.out.names == NULL:
+                    self.make_names()
+                encode_address(family, address, "send_batch", &self.out.names[i], &self.out.namelens[i])
+            elif self.out.names != NULL:
+                self.out.namelens[i] = 0
+            options = self.options[i]
+            if options is not None:
+                if self.out.controls == NULL:
+                    self.make_controls()
+                self.encode_options(i, family, options)
+            elif self.out.controls != NULL:
+                self.out.controllens[i] = 0
+                self.out.segment_sizes[i] = 0
             self.encoded = i + 1
         return 0
+
+    cdef int make_names(self) except -1:
+        cdef c.sockaddr_storage *names = <c.sockaddr_storage *>calloc(self.vlen, sizeof(c.sockaddr_storage))
+        self.out.namelens = <c.socklen_t *>calloc(self.vlen, sizeof(c.socklen_t))
+        if names == NULL or self.out.namelens == NULL:
+            free(names)
+            free(self.out.namelens)
+            self.out.namelens = NULL
+            raise MemoryError()
+        self.out.names = names
+        return 0
+
+    cdef int make_controls(self) except -1:
+        cdef char *controls = <char *>calloc(self.vlen, CONTROL_ROOM)
+        self.out.controllens = <uint16_t *>calloc(self.vlen, sizeof(uint16_t))
+        self.out.segment_sizes = <uint16_t *>calloc(self.vlen, sizeof(uint16_t))
+        if controls == NULL or self.out.controllens == NULL or self.out.segment_sizes == NULL:
+            free(controls)
+            free(self.out.controllens)
+            free(self.out.segment_sizes)
+            self.out.controllens = NULL
+            self.out.segment_sizes = NULL
+            raise MemoryError()
+        self.out.controls = controls
+        return 0
+
+    cdef int encode_options(self, Py_ssize_t index, int family, tuple options) except -1:
+        """Write the ancillary data of one datagram, in what the family's stack reads."""
+        cdef char *control = self.out.controls + index * CONTROL_ROOM
+        cdef size_t size = 0
+        cdef int tos
+        cdef uint64_t txtime_ns
+        cdef Host host
+        cdef c.in_pktinfo pktinfo
+        cdef c.in6_pktinfo pktinfo6
+        given_tos, source, interface, given_txtime_ns, segment_size = options
+        self.out.controllens[index] = 0
+        self.out.segment_sizes[index] = segment_size
+        if given_tos is not None:
+            # To an IPv4 peer of an IPv6 socket goes IP_TOS, to the others IPV6_TCLASS; each
+            # stack passes over what is the other's (net/ipv4/ip_sockglue.c, ip_cmsg_send).
+            tos = given_tos
+            size = append_cmsg(control, size, c.IPPROTO_IP, c.IP_TOS, &tos, sizeof(tos))
+            if family == c.AF_INET6:
+                size = append_cmsg(control, size, c.IPPROTO_IPV6, c.IPV6_TCLASS, &tos, sizeof(tos))
+        if source is not None or interface:
+            memset(&host, 0, sizeof(host))
+            if source is not None:
+                encode_host(family, source, &host)
+            if family == c.AF_INET6:
+                memset(&pktinfo6, 0, sizeof(pktinfo6))
+                memcpy(&pktinfo6.ipi6_addr, host.address, sizeof(pktinfo6.ipi6_addr))
+                if source is None and self.out.names != NULL and is_mapped(&self.out.names[index]):
+                    pktinfo6.ipi6_addr.s6_addr[10] = pktinfo6.ipi6_addr.s6_addr[11] = 0xFF
+                pktinfo6.ipi6_ifindex = interface
+                size = append_cmsg(control, size, c.IPPROTO_IPV6, c.IPV6_PKTINFO, &pktinfo6, sizeof(pktinfo6))
+            else:
+                memset(&pktinfo, 0, sizeof(pktinfo))
+                memcpy(&pktinfo.ipi_spec_dst, host.address, sizeof(pktinfo.ipi_spec_dst))
+                pktinfo.ipi_ifindex = interface
+                size = append_cmsg(control, size, c.IPPROTO_IP, c.IP_PKTINFO, &pktinfo, sizeof(pktinfo))
+        if given_txtime_ns is not None:
+            txtime_ns = given_txtime_ns
+            size = append_cmsg(control, size, c.SOL_SOCKET, c.SCM_TXTIME, &txtime_ns, sizeof(txtime_ns))
+        self.out.controllens[index] = <uint16_t>size
+        return 0
+
+
+cdef bint is_mapped(const c.sockaddr_storage *storage) noexcept:
+    """Whether it is an IPv4 address, mapped for an IPv6 socket."""
+    cdef const c.in6_addr *address = &(<const c.sockaddr_in6 *>storage).sin6_addr
+    cdef int i
+    for i in range(10):
+        if address.s6_addr[i]:
+            return False
+    return storage.ss_family == c.AF_INET6 and address.s6_addr[10] == address.s6_addr[11] == 0xFF
+
+
+cdef tuple check_options(
+    object ecn, object dscp, object source, object interface, object txtime_ns, object segment_size
+):
+    """(tos, source, interface index, txtime_ns, segment size), each None or 0 where not asked for."""
+    cdef object tos = None
+    if ecn is not None or dscp is not None:
+        tos = in_range("dscp", dscp or 0, 63) << 2 | in_range("ecn", ecn or 0, 3)
+    if isinstance(interface, str):
+        try:
+            interface = _stdlib.if_nametoindex(interface)
+        except OSError:
+            raise OSError(c.ENODEV, f"no interface {interface!r}") from None
+    if txtime_ns is not None:
+        in_range("txtime_ns", txtime_ns, 2**63 - 1)
+    if segment_size is not None and in_range("segment_size", segment_size, 65535) == 0:
+        raise ValueError("segment_size must be at least 1")
+    return tos, source, in_range("interface", interface or 0, 2**31 - 1), txtime_ns, segment_size or 0
+
+
+cdef object in_range(str name, object value, object most):
+    cdef object number = PyNumber_Index(value)
+    if not 0 <= number <= most:
+        raise ValueError(f"{name} must be 0 to {most}, not {number}")
+    return number

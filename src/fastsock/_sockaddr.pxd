@@ -1,14 +1,17 @@
 # Socket addresses between the kernel's form and Python's. Pure: no system call but the
-# resolver, which runs only for host names. Imports only _linux.
+# resolver, which runs only for host names. Imports _linux, and _cmsg for Host.
 
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint64_t
 from fastsock cimport _linux as c
+from fastsock._cmsg cimport Host
 
 cdef int encode_address(
     int family, object address, str caller, c.sockaddr_storage *storage, c.socklen_t *addrlen
 ) except -1
 cdef object decode_address(const c.sockaddr_storage *storage, size_t addrlen)
+cdef int encode_host(int family, object host, Host *encoded) except -1
+cdef object decode_host(const Host *host)
 
 cdef struct Peer:
     uint8_t key[28]

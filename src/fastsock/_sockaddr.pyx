@@ -1,6 +1,6 @@
 # Socket addresses between the kernel's form and Python's: the tuples and paths of the
 # socket module, with its checks and its errors. Pure, but for the resolver, which the
-# standard library runs for us and only for host names. Imports only _linux.
+# standard library runs for us and only for host names. Imports _linux, and _cmsg for Host.
 
 import os
 import socket as _stdlib
@@ -13,6 +13,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset, strlen
 from fastsock cimport _linux as c
+from fastsock._cmsg cimport Host
 
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
@@ -185,6 +186,27 @@ cdef object decode_address(const c.sockaddr_storage *storage, size_t addrlen):
         <int>storage.ss_family,
         PyBytes_FromStringAndSize(<const char *>storage + sizeof(c.sa_family_t), <Py_ssize_t>size),
     )
+
+
+cdef int encode_host(int family, object host, Host *encoded) except -1:
+    """Read an address without a port: one of `family`, or of AF_INET for an AF_INET6 socket, mapped."""
+    cdef bytes packed = host_bytes(host)
+    memset(encoded, 0, sizeof(Host))
+    encoded.family = family
+    if c.inet_pton(family, packed, encoded.address) == 1:
+        return 0
+    if family == c.AF_INET6 and c.inet_pton(c.AF_INET, packed, &encoded.address[12]) == 1:
+        encoded.address[10] = encoded.address[11] = 0xFF
+        return 0
+    raise ValueError(f"{host!r} is not an address of the socket's family")
+
+
+cdef object decode_host(const Host *host):
+    cdef char text[c.INET6_ADDRSTRLEN]
+    if host.family == 0:
+        return None
+    c.inet_ntop(host.family, host.address, text, sizeof(text))
+    return (<bytes>text).decode("ascii")
 
 
 # --- the cache ------------------------------------------------------------------------

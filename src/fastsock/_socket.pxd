@@ -1,11 +1,12 @@
-# The descriptor and everything that moves one datagram.
+# The descriptor, its options, its time-out and its error queue.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from fastsock._sys cimport Handle
 
 
 cdef class BaseSocket:
     # The descriptor: -1 once closed. Its kind, as the kernel was asked for it.
-    cdef int fd
+    cdef Handle handle
     cdef readonly int _family
     cdef readonly int _type
     cdef readonly int proto
@@ -13,9 +14,28 @@ cdef class BaseSocket:
     # How calls wait: -1 in the kernel, 0 not at all, else nanoseconds.
     cdef int64_t timeout_ns
 
+    # What the options say: the ancillary data that comes with datagrams, as bits of
+    # _cmsg.Ancillary, and whether MSG_ZEROCOPY means anything.
+    cdef int ancillary
+    cdef bint zerocopy
+
     # Failures that came after progress, for the next call to raise: errno or 0.
     cdef int deferred_recv
     cdef int deferred_send
+
+    # Records of the error queue that a send or receive came upon, and the buffers that
+    # zero-copy sends hold, by the kernel's number of the send.
+    cdef list errors
+    cdef dict pins
+    cdef set early              # those that were done before they were noted
+
+
+    # Counts since the socket was opened: datagrams, super-datagrams that had to be sent
+    # again plainly, records that found no room in `errors`.
+    cdef readonly int64_t _received
+    cdef readonly int64_t _sent
+    cdef readonly int64_t _gso_fallbacks
+    cdef readonly int64_t _errors_discarded
 
     # SO_MEMINFO's counter as last read, and what its 32 bits have carried over.
     cdef uint32_t drops_seen
@@ -23,6 +43,11 @@ cdef class BaseSocket:
 
     cdef int open(self, int family, int type, int proto, object fileno) except -1
     cdef int adopt(self, int fd, int family, int type, int proto) except -1
+    cdef int learn_options(self) except -1
+    cdef list read_errors(self)
+    cdef int unpin(self, object ids) except -1
+    cdef bint absorb_errors(self) except -1
+    cdef int refuse_joined(self, str caller) except -1
     cdef int raise_deferred(self, int *deferred) except -1
 
 

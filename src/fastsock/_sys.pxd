@@ -1,6 +1,6 @@
 # Checked system calls: the only crossing into the kernel. Each sys_<call> returns what
-# the call returns or raises the OSError that errno names. A call that may wait takes the
-# descriptor by address: it may be closed meanwhile. Imports only _linux.
+# the call returns or raises the OSError that errno names. A call that may wait takes a
+# Handle: the descriptor may be closed meanwhile. Imports only _linux.
 
 from libc.stdint cimport int64_t
 from fastsock cimport _linux as c
@@ -11,6 +11,16 @@ cdef enum:
     HOLD_GIL_BYTES = 65536
     SENDMMSG_MAX = 1024
 
+# A descriptor that may be closed while a call waits: -1 then. `drain` empties the error
+# queue of a socket that has one, else it is NULL; it returns whether a call that failed
+# may have failed for a peer that it has nothing to do with.
+ctypedef bint (*Drain)(void *owner) except -1
+
+cdef struct Handle:
+    int fd
+    Drain drain
+    void *owner
+
 cdef int raise_errno(int err) except -1
 cdef int fork_epoch() noexcept
 cdef int64_t monotonic_ns() noexcept nogil
@@ -19,7 +29,7 @@ cdef int sys_socket(int family, int type, int protocol) except -1
 cdef int sys_close(int fd) except -1
 cdef int sys_bind(int fd, const c.sockaddr *addr, c.socklen_t addrlen) except -1
 cdef int sys_connect(
-    int *fd, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns, int *error
+    Handle *handle, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns, int *error
 ) except -1
 cdef int sys_shutdown(int fd, int how) except -1
 cdef int sys_getsockname(int fd, c.sockaddr *addr, c.socklen_t *addrlen) except -1
@@ -30,20 +40,22 @@ cdef int sys_fcntl(int fd, int cmd, long arg) except -1
 cdef int sys_set_nonblocking(int fd, bint nonblocking) except -1
 
 cdef ssize_t sys_recvfrom(
-    int *fd, void *buf, size_t size, int flags, c.sockaddr *addr, c.socklen_t *addrlen, int64_t timeout_ns
+    Handle *handle, void *buf, size_t size, int flags, c.sockaddr *addr, c.socklen_t *addrlen, int64_t timeout_ns
 ) except -1
 cdef ssize_t sys_sendto(
-    int *fd, const void *buf, size_t size, int flags, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns
+    Handle *handle, const void *buf, size_t size, int flags, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns
 ) except -1
-cdef ssize_t sys_recvmsg(int *fd, c.msghdr *msg, int flags, int64_t timeout_ns) except -1
-cdef ssize_t sys_sendmsg(int *fd, c.msghdr *msg, int flags, int64_t timeout_ns, int *error) except -1
+cdef ssize_t sys_recvmsg(Handle *handle, c.msghdr *msg, int flags, int64_t timeout_ns) except -1
+cdef ssize_t sys_sendmsg(Handle *handle, c.msghdr *msg, int flags, int64_t timeout_ns, int *error) except -1
 cdef int sys_recvmmsg(
-    int *fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil
+    Handle *handle, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil
 ) except -1
 cdef int sys_recvmmsg_queued(
     int fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, bint hold_gil, int *error
 ) noexcept
 cdef int sys_sendmmsg(
-    int *fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil, int *error
+    Handle *handle, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil, int *error
 ) except -1
+cdef ssize_t sys_recv_error(int fd, c.msghdr *msg) except -2
+cdef bint sys_try_sendmsg(int fd, const c.msghdr *msg, int flags) noexcept
 cdef bint sys_is_hung_up(int fd) noexcept

@@ -57,6 +57,7 @@ cdef struct Waiting:
     bint blocked            # has already been sent to wait in the kernel
     int wakeups             # polls that reported readiness; none has led to success
     int error               # what the kernel refused the call with; 0 for a handler's exception
+    int drains              # how often the error queue was emptied
 
 # Readiness may be false for good: an undrained error queue keeps POLLERR up, and an
 # unconnected AF_UNIX socket is writable whatever its peer's queue. After so many futile
@@ -65,16 +66,22 @@ cdef enum:
     FUTILE_WAKEUPS = 4
     RETRY_NS = 1_000_000
 
+# An ICMP error for one peer fails whatever call comes next, even to another (udp(7),
+# IP_RECVERR). Where the socket keeps an error queue it is emptied then, and the call tried
+# again; not for ever, because a peer may die anew each time.
+cdef enum:
+    MOST_DRAINS = 64
 
-cdef int open_fd(int *fd, Waiting *w) except -1:
+
+cdef int open_fd(Handle *handle, Waiting *w) except -1:
     """The descriptor; EBADF when the socket was closed while the call waited."""
-    if fd[0] < 0:
+    if handle.fd < 0:
         w.error = c.EBADF
         return raise_errno(c.EBADF)
-    return fd[0]
+    return handle.fd
 
 
-cdef int poll_until(int *fd, short events, Waiting *w) except -1:
+cdef int poll_until(Handle *handle, short events, Waiting *w) except -1:
     """Wait in ppoll for `events` or the deadline, without the GIL."""
     cdef c.pollfd poll
     cdef c.timespec left
@@ -87,7 +94,7 @@ cdef int poll_until(int *fd, short events, Waiting *w) except -1:
         if left_ns <= 0:
             w.error = c.EAGAIN
             raise TimeoutError("timed out")
-        poll.fd = open_fd(fd, w)
+        poll.fd = open_fd(handle, w)
         poll.events = events
         poll.revents = 0
         if w.wakeups >= FUTILE_WAKEUPS:
@@ -100,6 +107,8 @@ cdef int poll_until(int *fd, short events, Waiting *w) except -1:
             err = c.errno
         if rc > 0:
             w.wakeups += 1
+            if poll.revents & c.POLLERR and handle.drain != NULL:
+                handle.drain(handle.owner)
             return 0
         if rc == 0:
             if poll.fd < 0:
@@ -111,7 +120,7 @@ cdef int poll_until(int *fd, short events, Waiting *w) except -1:
         PyErr_CheckSignals()
 
 
-cdef bint resume(int *fd, short events, int flags, Waiting *w) except -1:
+cdef bint resume(Handle *handle, short events, int flags, Waiting *w) except -1:
     """Decide how a call that failed with errno goes on.
 
     Returns True to call again and block in the kernel with the GIL released, False to
@@ -120,12 +129,20 @@ cdef bint resume(int *fd, short events, int flags, Waiting *w) except -1:
     cdef int err = c.errno
     if is_interrupted(err):
         PyErr_CheckSignals()
-        open_fd(fd, w)
+        open_fd(handle, w)
         return w.blocked
     if err == c.EAGAIN and w.timeout_ns > 0:
-        poll_until(fd, events, w)
-        open_fd(fd, w)
+        poll_until(handle, events, w)
+        open_fd(handle, w)
         return False
+    if err != c.EAGAIN and handle.drain != NULL and w.drains < MOST_DRAINS:
+        w.drains += 1
+        w.error = err
+        if handle.drain(handle.owner):
+            open_fd(handle, w)
+            w.error = 0
+            return w.blocked
+        c.errno = err
     if err != c.EAGAIN or w.timeout_ns == 0 or w.blocked or flags & c.MSG_DONTWAIT:
         w.error = err
         return raise_errno(err)
@@ -140,6 +157,7 @@ cdef inline Waiting waiting(int64_t timeout_ns) noexcept:
     w.blocked = False
     w.wakeups = 0
     w.error = 0
+    w.drains = 0
     return w
 
 
@@ -170,11 +188,11 @@ cdef int sys_bind(int fd, const c.sockaddr *addr, c.socklen_t addrlen) except -1
 
 
 cdef int sys_connect(
-    int *fd, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns, int *error
+    Handle *handle, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns, int *error
 ) except -1:
     """Beside an exception, `error` is the errno, or 0 for what a signal handler raised."""
     cdef int rc
-    cdef int at = fd[0]
+    cdef int at = handle.fd
     cdef c.socklen_t size = sizeof(int)
     cdef Waiting w = waiting(timeout_ns if timeout_ns > 0 else <int64_t>1 << 62)
     error[0] = 0
@@ -194,10 +212,10 @@ cdef int sys_connect(
         return raise_errno(w.error)
     w.error = 0
     try:
-        poll_until(fd, c.POLLOUT, &w)
+        poll_until(handle, c.POLLOUT, &w)
     finally:
         error[0] = w.error
-    sys_getsockopt(open_fd(fd, &w), c.SOL_SOCKET, c.SO_ERROR, error, &size)
+    sys_getsockopt(open_fd(handle, &w), c.SOL_SOCKET, c.SO_ERROR, error, &size)
     if error[0] and error[0] != c.EISCONN:
         return raise_errno(error[0])
     return 0
@@ -255,7 +273,7 @@ cdef int sys_set_nonblocking(int fd, bint nonblocking) except -1:
 # and its number may be somebody else's by then.
 
 cdef ssize_t sys_recvfrom(
-    int *fd, void *buf, size_t size, int flags, c.sockaddr *addr, c.socklen_t *addrlen, int64_t timeout_ns
+    Handle *handle, void *buf, size_t size, int flags, c.sockaddr *addr, c.socklen_t *addrlen, int64_t timeout_ns
 ) except -1:
     cdef ssize_t rc
     cdef int err, at
@@ -268,7 +286,7 @@ cdef ssize_t sys_recvfrom(
     while True:
         if addrlen != NULL:
             addrlen[0] = room
-        at = fd[0]
+        at = handle.fd
         if block:
             with nogil:
                 rc = c.recvfrom(at, buf, size, wait_flags, addr, addrlen)
@@ -278,11 +296,11 @@ cdef ssize_t sys_recvfrom(
             rc = c.recvfrom(at, buf, size, flags | c.MSG_DONTWAIT, addr, addrlen)
         if rc >= 0:
             return rc
-        block = resume(fd, c.POLLIN, flags, &w) or long_call
+        block = resume(handle, c.POLLIN, flags, &w) or long_call
 
 
 cdef ssize_t sys_sendto(
-    int *fd, const void *buf, size_t size, int flags, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns
+    Handle *handle, const void *buf, size_t size, int flags, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns
 ) except -1:
     cdef ssize_t rc
     cdef int err, at
@@ -292,7 +310,7 @@ cdef ssize_t sys_sendto(
     cdef Waiting w = waiting(timeout_ns)
     w.blocked = long_call
     while True:
-        at = fd[0]
+        at = handle.fd
         if block:
             with nogil:
                 rc = c.sendto(at, buf, size, wait_flags, addr, addrlen)
@@ -302,10 +320,10 @@ cdef ssize_t sys_sendto(
             rc = c.sendto(at, buf, size, flags | c.MSG_DONTWAIT, addr, addrlen)
         if rc >= 0:
             return rc
-        block = resume(fd, c.POLLOUT, flags, &w) or long_call
+        block = resume(handle, c.POLLOUT, flags, &w) or long_call
 
 
-cdef ssize_t sys_recvmsg(int *fd, c.msghdr *msg, int flags, int64_t timeout_ns) except -1:
+cdef ssize_t sys_recvmsg(Handle *handle, c.msghdr *msg, int flags, int64_t timeout_ns) except -1:
     cdef ssize_t rc
     cdef int err, at
     cdef c.socklen_t namelen = msg.msg_namelen
@@ -316,7 +334,7 @@ cdef ssize_t sys_recvmsg(int *fd, c.msghdr *msg, int flags, int64_t timeout_ns) 
     while True:
         msg.msg_namelen = namelen
         msg.msg_controllen = controllen
-        at = fd[0]
+        at = handle.fd
         if block:
             with nogil:
                 rc = c.recvmsg(at, msg, wait_flags)
@@ -326,17 +344,17 @@ cdef ssize_t sys_recvmsg(int *fd, c.msghdr *msg, int flags, int64_t timeout_ns) 
             rc = c.recvmsg(at, msg, flags | c.MSG_DONTWAIT)
         if rc >= 0:
             return rc
-        block = resume(fd, c.POLLIN, flags, &w)
+        block = resume(handle, c.POLLIN, flags, &w)
 
 
-cdef ssize_t sys_sendmsg(int *fd, c.msghdr *msg, int flags, int64_t timeout_ns, int *error) except -1:
+cdef ssize_t sys_sendmsg(Handle *handle, c.msghdr *msg, int flags, int64_t timeout_ns, int *error) except -1:
     cdef ssize_t rc
     cdef int err, at
     cdef bint block = False
     cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
     cdef Waiting w = waiting(timeout_ns)
     while True:
-        at = fd[0]
+        at = handle.fd
         if block:
             with nogil:
                 rc = c.sendmsg(at, msg, wait_flags)
@@ -347,7 +365,7 @@ cdef ssize_t sys_sendmsg(int *fd, c.msghdr *msg, int flags, int64_t timeout_ns, 
         if rc >= 0:
             return rc
         try:
-            block = resume(fd, c.POLLOUT, flags, &w)
+            block = resume(handle, c.POLLOUT, flags, &w)
         finally:
             error[0] = w.error
 
@@ -355,7 +373,7 @@ cdef ssize_t sys_sendmsg(int *fd, c.msghdr *msg, int flags, int64_t timeout_ns, 
 # --- many messages --------------------------------------------------------------------
 
 cdef int sys_recvmmsg(
-    int *fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil
+    Handle *handle, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil
 ) except -1:
     """Wait for one datagram as `timeout_ns` says, then take what is queued.
 
@@ -372,7 +390,7 @@ cdef int sys_recvmmsg(
     wait_flags |= c.MSG_WAITFORONE
     w.blocked = long_call
     while True:
-        at = fd[0]
+        at = handle.fd
         if block:
             with nogil:
                 rc = c.fastsock_recvmmsg(at, msgvec, vlen, wait_flags)
@@ -382,11 +400,11 @@ cdef int sys_recvmmsg(
             rc = c.fastsock_recvmmsg(at, msgvec, vlen, flags | c.MSG_DONTWAIT)
         if rc >= 0:
             return rc
-        block = resume(fd, c.POLLIN, flags, &w) or long_call
+        block = resume(handle, c.POLLIN, flags, &w) or long_call
 
 
 cdef int sys_sendmmsg(
-    int *fd, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil, int *error
+    Handle *handle, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil, int *error
 ) except -1:
     """Send at least one message of at most SENDMMSG_MAX, or raise.
 
@@ -400,11 +418,11 @@ cdef int sys_sendmmsg(
     cdef bint block = long_call
     cdef Waiting w = waiting(timeout_ns)
     if vlen == 1:
-        msgvec[0].msg_len = <unsigned int>sys_sendmsg(fd, &msgvec[0].msg_hdr, flags, timeout_ns, error)
+        msgvec[0].msg_len = <unsigned int>sys_sendmsg(handle, &msgvec[0].msg_hdr, flags, timeout_ns, error)
         return 1
     w.blocked = long_call
     while True:
-        at = fd[0]
+        at = handle.fd
         if block:
             with nogil:
                 rc = c.fastsock_sendmmsg(at, msgvec, vlen, wait_flags)
@@ -415,7 +433,7 @@ cdef int sys_sendmmsg(
         if rc >= 0:
             return rc
         try:
-            block = resume(fd, c.POLLOUT, flags, &w) or long_call
+            block = resume(handle, c.POLLOUT, flags, &w) or long_call
         finally:
             error[0] = w.error
 
@@ -441,6 +459,25 @@ cdef int sys_recvmmsg_queued(
         return rc
     error[0] = 0 if err == c.EAGAIN or is_interrupted(err) else err
     return 0
+
+
+cdef ssize_t sys_recv_error(int fd, c.msghdr *msg) except -2:
+    """Take one record of the error queue without waiting; -1 when there is none."""
+    cdef ssize_t size
+    while True:
+        size = c.recvmsg(fd, msg, c.MSG_ERRQUEUE | c.MSG_DONTWAIT)
+        if size >= 0:
+            return size
+        if c.errno == c.EAGAIN:
+            return -1
+        if not is_interrupted(c.errno):
+            raise_errno(c.errno)
+        PyErr_CheckSignals()
+
+
+cdef bint sys_try_sendmsg(int fd, const c.msghdr *msg, int flags) noexcept:
+    """Whether the kernel takes a message, whatever the reason."""
+    return c.sendmsg(fd, msg, flags) >= 0
 
 
 cdef bint sys_is_hung_up(int fd) noexcept:

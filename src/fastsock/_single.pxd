@@ -1,0 +1,7 @@
+# Everything that moves one datagram.
+
+from fastsock._socket cimport BaseSocket
+
+
+cdef class SingleSocket(BaseSocket):
+    cdef void count_received(self, int flags) noexcept

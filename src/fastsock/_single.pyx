@@ -1,0 +1,317 @@
+# SingleSocket moves one datagram at a time, as the standard library does. May import every
+# module below it; goes to the kernel only through _sys.
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+from fastsock cimport _linux as c
+from fastsock._cmsg cimport control_size, decode_control, encode_control
+from fastsock._gather cimport Gather
+from fastsock._sockaddr cimport decode_address, encode_address
+from fastsock._socket cimport BaseSocket, integer
+from fastsock._sys cimport Handle, monotonic_ns, sys_recvfrom, sys_recvmsg, sys_sendmsg, sys_sendto
+
+cdef object MISSING = object()
+
+cdef extern from "Python.h":
+    int _PyBytes_Resize(PyObject **bytes, Py_ssize_t newsize) except -1
+    int PySys_Audit(const char *event, const char *format, ...) except -1
+
+cdef enum:
+    STACK_BYTES = 2048          # recv copies a small datagram from here, and allocates once
+
+
+cdef class SingleSocket(BaseSocket):
+    def recv(self, Py_ssize_t bufsize, flags=0):
+        """Receive one datagram of up to ``bufsize`` bytes, as bytes. See recv(2).
+
+        Raises:
+            BlockingIOError: Nothing was waiting on a non-blocking socket (EAGAIN).
+            TimeoutError: Nothing came in time.
+            ConnectionRefusedError: An earlier send drew an ICMP error (ECONNREFUSED).
+        """
+        cdef int how = integer(flags)
+        if bufsize < 0:
+            raise ValueError("negative buffersize in recv")
+        self.refuse_joined("recv")
+        self.raise_deferred(&self.deferred_recv)
+        if bufsize == 0:
+            return b""
+        payload = receive_bytes(&self.handle, bufsize, how, NULL, NULL, self.timeout_ns)
+        self.count_received(how)
+        return payload
+
+    def recvfrom(self, Py_ssize_t bufsize, flags=0):
+        """Receive one datagram as ``(bytes, address)``. Raises as ``recv``. See recvfrom(2)."""
+        cdef c.sockaddr_storage storage
+        cdef c.socklen_t addrlen = sizeof(storage)
+        cdef int how = integer(flags)
+        if bufsize < 0:
+            raise ValueError("negative buffersize in recvfrom")
+        self.refuse_joined("recvfrom")
+        self.raise_deferred(&self.deferred_recv)
+        payload = receive_bytes(&self.handle, bufsize, how, <c.sockaddr *>&storage, &addrlen, self.timeout_ns)
+        self.count_received(how)
+        return payload, decode_address(&storage, addrlen)
+
+    def recv_into(self, buffer, Py_ssize_t nbytes=0, flags=0):
+        """Receive one datagram into a writable ``buffer``; returns its size in bytes.
+
+        At most ``nbytes`` of the buffer are used, or all of it where ``nbytes`` is 0. With
+        MSG_TRUNC the size may exceed them. Raises as ``recv``. See recv(2).
+        """
+        cdef Py_buffer view
+        self.refuse_joined("recv_into")
+        self.raise_deferred(&self.deferred_recv)
+        get_writable(buffer, &view)
+        try:
+            size = room_in(&view, nbytes, "recv_into")
+            if size == 0:
+                return 0
+            got = sys_recvfrom(&self.handle, view.buf, size, integer(flags), NULL, NULL, self.timeout_ns)
+            self.count_received(integer(flags))
+            return got
+        finally:
+            PyBuffer_Release(&view)
+
+    def recvfrom_into(self, buffer, Py_ssize_t nbytes=0, flags=0):
+        """As ``recv_into``; returns ``(nbytes, address)``."""
+        cdef c.sockaddr_storage storage
+        cdef c.socklen_t addrlen = sizeof(storage)
+        cdef Py_buffer view
+        self.refuse_joined("recvfrom_into")
+        self.raise_deferred(&self.deferred_recv)
+        get_writable(buffer, &view)
+        try:
+            size = room_in(&view, nbytes, "recvfrom_into")
+            got = sys_recvfrom(
+                &self.handle, view.buf, size, integer(flags), <c.sockaddr *>&storage, &addrlen, self.timeout_ns
+            )
+            self.count_received(integer(flags))
+            return got, decode_address(&storage, addrlen)
+        finally:
+            PyBuffer_Release(&view)
+
+    def recvmsg(self, Py_ssize_t bufsize, Py_ssize_t ancbufsize=0, flags=0):
+        """Receive one datagram with ancillary data. Raises as ``recv``. See recvmsg(2), cmsg(3).
+
+        Returns:
+            ``(payload, ancdata, msg_flags, address)``, ancdata being a list of
+            ``(cmsg_level, cmsg_type, cmsg_data)``.
+        """
+        if bufsize < 0:
+            raise ValueError("negative buffer size in recvmsg()")
+        cdef bytearray payload = bytearray(bufsize)
+        size, ancdata, msg_flags, address = self.recvmsg_into([payload], ancbufsize, flags)
+        return bytes(memoryview(payload)[:size]), ancdata, msg_flags, address
+
+    def recvmsg_into(self, buffers, Py_ssize_t ancbufsize=0, flags=0):
+        """As ``recvmsg``, into writable ``buffers`` one after the other; the size comes first."""
+        cdef c.sockaddr_storage storage
+        cdef c.msghdr msg
+        cdef Gather gather
+        cdef tuple targets = tuple(buffers)
+        if not 0 <= ancbufsize <= 0x7FFFFFFF:
+            raise ValueError("invalid ancillary data buffer length")
+        self.raise_deferred(&self.deferred_recv)
+        memset(&msg, 0, sizeof(msg))
+        gather = Gather()
+        gather.reserve(max(1, len(targets)))
+        msg.msg_control = malloc(<size_t>ancbufsize) if ancbufsize else NULL
+        try:
+            if ancbufsize and msg.msg_control == NULL:
+                raise MemoryError()
+            try:
+                gather.hold(targets, 0, len(targets), PyBUF_WRITABLE)
+            except BufferError as error:
+                raise TypeError(f"recvmsg_into() needs read-write bytes-like objects: {error}") from None
+            msg.msg_name = &storage
+            msg.msg_namelen = sizeof(storage)
+            msg.msg_iov = gather.out.iov
+            msg.msg_iovlen = <size_t>len(targets)
+            msg.msg_controllen = <size_t>ancbufsize
+            size = sys_recvmsg(&self.handle, &msg, integer(flags), self.timeout_ns)
+            self.count_received(integer(flags))
+            return size, decode_control(&msg), msg.msg_flags, decode_address(&storage, msg.msg_namelen)
+        finally:
+            gather.release()
+            free(msg.msg_control)
+
+    def send(self, data, flags=0):
+        """Send one datagram to the connected peer; returns its size. See send(2).
+
+        Raises:
+            BlockingIOError: The send buffer of a non-blocking socket is full (EAGAIN).
+            OSError: EMSGSIZE for a datagram too large, EDESTADDRREQ without a peer.
+        """
+        cdef Py_buffer view
+        cdef ssize_t size
+        self.raise_deferred(&self.deferred_send)
+        if PyBytes_CheckExact(data):
+            # The caller holds it, and nothing can change it: no buffer need be taken.
+            size = sys_sendto(
+                &self.handle, PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data), integer(flags), NULL, 0,
+                self.timeout_ns,
+            )
+            c.fastsock_count(&self._sent, 1)
+            return size
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            size = sys_sendto(&self.handle, view.buf, <size_t>view.len, integer(flags), NULL, 0, self.timeout_ns)
+            c.fastsock_count(&self._sent, 1)
+            return size
+        finally:
+            PyBuffer_Release(&view)
+
+    def sendall(self, data, flags=0):
+        """Send all of ``data``: on a datagram socket, as ``send``. Returns None."""
+        cdef Py_buffer view
+        cdef Py_ssize_t done = 0
+        cdef int64_t deadline = monotonic_ns() + self.timeout_ns
+        cdef int64_t left = self.timeout_ns
+        self.raise_deferred(&self.deferred_send)
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            while True:
+                done += sys_sendto(
+                    &self.handle, <char *>view.buf + done, <size_t>(view.len - done), integer(flags), NULL, 0, left
+                )
+                c.fastsock_count(&self._sent, 1)
+                if done >= view.len:
+                    return
+                PyErr_CheckSignals()    # a blocked send returns a short count for EINTR
+                if self.timeout_ns > 0:
+                    left = deadline - monotonic_ns()
+                    if left <= 0:
+                        raise TimeoutError("timed out")
+        finally:
+            PyBuffer_Release(&view)
+
+    def sendto(self, data, flags_or_address, address=MISSING, /):
+        """sendto(data[, flags], address): send one datagram to ``address``; returns its size.
+
+        Raises as ``send``, and socket.gaierror for a host name that does not resolve.
+        See sendto(2).
+        """
+        cdef c.sockaddr_storage storage
+        cdef c.socklen_t addrlen = 0
+        cdef Py_buffer view
+        cdef int flags = 0
+        if address is MISSING:
+            address = flags_or_address
+        else:
+            flags = integer(flags_or_address)
+        self.raise_deferred(&self.deferred_send)
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            encode_address(self._family, address, "sendto", &storage, &addrlen)
+            PySys_Audit("socket.sendto", "OO", <PyObject *>self, <PyObject *>address)
+            size = sys_sendto(
+                &self.handle, view.buf, <size_t>view.len, flags, <c.sockaddr *>&storage, addrlen, self.timeout_ns
+            )
+            c.fastsock_count(&self._sent, 1)
+            return size
+        finally:
+            PyBuffer_Release(&view)
+
+    def sendmsg(self, buffers, ancdata=(), flags=0, address=None):
+        """Send one datagram gathered from ``buffers``, with ancillary data; returns its size.
+
+        ``ancdata`` is an iterable of ``(cmsg_level, cmsg_type, cmsg_data)``. Raises as
+        ``sendto``. See sendmsg(2), cmsg(3).
+        """
+        cdef c.sockaddr_storage storage
+        cdef c.msghdr msg
+        cdef tuple payloads = tuple(buffers)
+        cdef list items = control_items(ancdata)
+        cdef size_t controllen = control_size(items)
+        cdef Gather gather
+        cdef int error = 0
+        self.raise_deferred(&self.deferred_send)
+        memset(&msg, 0, sizeof(msg))
+        if address is not None:
+            encode_address(self._family, address, "sendmsg", &storage, &msg.msg_namelen)
+            msg.msg_name = &storage
+            PySys_Audit("socket.sendmsg", "OO", <PyObject *>self, <PyObject *>address)
+        else:
+            PySys_Audit("socket.sendmsg", "OO", <PyObject *>self, <PyObject *>None)
+        gather = Gather()
+        gather.reserve(max(1, len(payloads)))
+        if controllen:
+            msg.msg_control = malloc(controllen)
+        try:
+            if controllen:
+                if msg.msg_control == NULL:
+                    raise MemoryError()
+                msg.msg_controllen = controllen
+                encode_control(items, &msg)
+            gather.hold(payloads, 0, len(payloads), PyBUF_SIMPLE)
+            msg.msg_iov = gather.out.iov
+            msg.msg_iovlen = <size_t>len(payloads)
+            size = sys_sendmsg(&self.handle, &msg, integer(flags), self.timeout_ns, &error)
+            c.fastsock_count(&self._sent, 1)
+            return size
+        finally:
+            gather.release()
+            free(msg.msg_control)
+
+    cdef void count_received(self, int flags) noexcept:
+        if not flags & (c.MSG_PEEK | c.MSG_ERRQUEUE):
+            c.fastsock_count(&self._received, 1)
+
+
+# --- helpers ---------------------------------------------------------------------------------------------
+
+cdef int get_writable(object buffer, Py_buffer *view) except -1:
+    try:
+        PyObject_GetBuffer(buffer, view, PyBUF_WRITABLE)
+    except BufferError:
+        raise TypeError(f"a read-write bytes-like object is required, not '{type(buffer).__name__}'") from None
+    return 0
+
+
+cdef list control_items(object ancdata):
+    """(int, int, bytes) of each item of sendmsg's ancillary data."""
+    cdef list items = []
+    for item in ancdata:
+        if not isinstance(item, (tuple, list)) or len(item) != 3:
+            raise TypeError("[sendmsg() ancillary data items] must be sequences of length 3")
+        level, kind, data = item
+        items.append((integer(level), integer(kind), bytes(memoryview(data))))
+    return items
+
+
+cdef size_t room_in(Py_buffer *view, Py_ssize_t nbytes, str caller) except? 0:
+    if nbytes < 0:
+        raise ValueError(f"negative buffersize in {caller}")
+    if nbytes > view.len:
+        raise ValueError("nbytes is greater than the length of the buffer")
+    return <size_t>(nbytes if nbytes else view.len)
+
+
+cdef bytes receive_bytes(
+    Handle *handle, Py_ssize_t bufsize, int flags, c.sockaddr *addr, c.socklen_t *addrlen, int64_t timeout_ns
+):
+    cdef char stack[STACK_BYTES]
+    cdef ssize_t size
+    cdef PyObject *payload
+    if bufsize <= STACK_BYTES:
+        size = sys_recvfrom(handle, stack, <size_t>bufsize, flags, addr, addrlen, timeout_ns)
+        return PyBytes_FromStringAndSize(stack, min(size, bufsize))     # MSG_TRUNC: size may exceed
+    whole = PyBytes_FromStringAndSize(NULL, bufsize)
+    size = sys_recvfrom(handle, PyBytes_AS_STRING(whole), <size_t>bufsize, flags, addr, addrlen, timeout_ns)
+    if size >= bufsize:
+        return whole
+    # _PyBytes_Resize takes the only reference, and gives back the one to the smaller object.
+    payload = <PyObject *>whole
+    Py_INCREF(whole)
+    whole = None
+    _PyBytes_Resize(&payload, size)
+    whole = <object>payload
+    Py_DECREF(whole)
+    return whole
