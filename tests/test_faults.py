@@ -225,6 +225,7 @@ def test_enobufs_is_raised_not_waited_for(injected):
     out = injected(
         "sendmmsg,sendto:error=ENOBUFS:when=1",
         """
+sender.gso = False
 for send in (lambda: sender.send_many([b"a", b"b"]), lambda: sender.send(b"c")):
     try:
         send()
@@ -237,7 +238,7 @@ print(receiver.recv_many())
     assert out.splitlines() == ["ENOBUFS", "ENOBUFS", "[b'd', b'e']"]
 
 
-def test_waiting_with_an_undrained_error_queue_does_not_spin(isolated, tmp_path):
+def test_waiting_with_an_error_queue_drains_it_and_does_not_spin(isolated, tmp_path):
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not installed")
@@ -250,16 +251,11 @@ receiver.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
 with fastsock.bind_udp(("127.0.0.1", 0)) as dead:
     peer = dead.getsockname()
 receiver.sendto(b"x", peer)
-try:
-    receiver.settimeout(5)
-    receiver.recv_many()
-except ConnectionRefusedError:
-    pass
 receiver.settimeout(0.1)
 try:
     receiver.recv_many()
 except TimeoutError:
-    print("timed out")
+    print("timed out,", [record.address == peer for record in receiver.recv_errors()])
 """
     )
     trace = tmp_path / "trace"
@@ -273,8 +269,8 @@ except TimeoutError:
     )
     if "PTRACE" in done.stderr or "ptrace" in done.stderr:
         pytest.skip("strace cannot trace here")
-    assert done.stdout.split() == ["timed", "out"], done.stderr
-    assert trace.read_text().count("recvmmsg(") < 300  # one a millisecond, and not a million
+    assert done.stdout == "timed out, [True]\n", done.stderr
+    assert trace.read_text().count("recvmmsg(") < 20  # a few, and not a million
 
 
 def test_sending_to_a_full_unix_queue_with_a_timeout_does_not_spin(isolated):

@@ -62,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=size_between(1, (1 << 31) - 1),
         help="send buffer to ask for; k, M, G are 1024s",
     )
+    parser.add_argument(
+        "--gso", action="store_true", help="let the kernel cut whole bursts into datagrams (UDP_SEGMENT)"
+    )
     parser.add_argument("--interval", metavar="S", type=parse_seconds, default=1.0, help="seconds between reports (1)")
     parser.add_argument("--json", action="store_true", help="one JSON object per line on stdout")
 
@@ -99,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 def connect(args: argparse.Namespace) -> fastsock.Socket:
     """The socket that the arguments ask for. Its calls wait no longer than Stop wants."""
     with naming(f"cannot send to {args.endpoint}"), plain_warnings():
-        sock = fastsock.connect_udp(tuple(args.endpoint), sndbuf=args.sndbuf)
+        sock = fastsock.connect_udp(tuple(args.endpoint), sndbuf=args.sndbuf, gso=args.gso)
     sock.settimeout(Stop.TICK_S)
     return sock
 
