@@ -69,7 +69,8 @@ cdef class Gather:
         self.out.namelens = <c.socklen_t *>calloc(vlen, sizeof(c.socklen_t))
         if (
             self.msgvec == NULL or self.entries == NULL or self.segmented == NULL or self.controls == NULL
-            or self.views == NULL or self.segment_sizes == NULL or self.out.iov == NULL or self.out.names == NULL or self.out.namelens == NULL
+            or self.views == NULL or self.segment_sizes == NULL or self.out.iov == NULL or self.out.names == NULL
+            or self.out.namelens == NULL
         ):
             self.discard()
             raise MemoryError()

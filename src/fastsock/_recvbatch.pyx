@@ -14,7 +14,7 @@ from cpython.buffer cimport (
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.memoryview cimport PyMemoryView_FromObject
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
+from libc.stdint cimport int32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from fastsock cimport _linux as c
@@ -441,7 +441,8 @@ cdef class Datagram:
     """One received datagram, as a view of its slot: nothing is copied until asked for.
 
     ``bytes(d)`` copies the payload; ``d.payload`` is a memoryview of it, which the next
-    receive into the batch overwrites. All else stays as it was received. A Datagram supports the buffer protocol itself.
+    receive into the batch overwrites. All else stays as it was received. A Datagram
+    supports the buffer protocol itself.
     """
 
     def __cinit__(self):

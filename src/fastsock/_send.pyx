@@ -17,7 +17,7 @@ from fastsock._receive cimport ReceiveSocket
 from fastsock._sendbatch cimport SendBatch
 from fastsock._socket cimport integer
 from fastsock._sys cimport (
-    HOLD_GIL_BYTES, HOLD_GIL_DATAGRAMS, SENDMMSG_MAX, fork_epoch, monotonic_ns, raise_errno, sys_bind, sys_close,
+    HOLD_GIL_BYTES, HOLD_GIL_DATAGRAMS, SENDMMSG_MAX, fork_epoch, monotonic_ns, sys_bind, sys_close,
     sys_getsockname, sys_sendmmsg, sys_setsockopt, sys_socket, sys_try_sendmsg,
 )
 

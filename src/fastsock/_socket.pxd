@@ -29,7 +29,6 @@ cdef class BaseSocket:
     cdef dict pins
     cdef set early              # those that were done before they were noted
 
-
     # Counts since the socket was opened: datagrams, super-datagrams that had to be sent
     # again plainly, records that found no room in `errors`.
     cdef readonly int64_t _received

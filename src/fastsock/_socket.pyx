@@ -16,7 +16,7 @@ from fastsock._cmsg cimport DROP_COUNTER, GRO, HARDWARE_TIMESTAMPS, PKTINFO, TIM
 from fastsock._errqueue cimport ERROR_CONTROL, QUOTED_BYTES, decode_error
 from fastsock._sockaddr cimport decode_address, encode_address
 from fastsock._sys cimport (
-    Handle, raise_errno, sys_bind, sys_close, sys_connect, sys_getpeername, sys_getsockname, sys_getsockopt,
+    raise_errno, sys_bind, sys_close, sys_connect, sys_getpeername, sys_getsockname, sys_getsockopt,
     sys_recv_error, sys_set_nonblocking, sys_setsockopt, sys_shutdown, sys_socket,
 )
 

@@ -43,7 +43,8 @@ cdef ssize_t sys_recvfrom(
     Handle *handle, void *buf, size_t size, int flags, c.sockaddr *addr, c.socklen_t *addrlen, int64_t timeout_ns
 ) except -1
 cdef ssize_t sys_sendto(
-    Handle *handle, const void *buf, size_t size, int flags, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns
+    Handle *handle, const void *buf, size_t size, int flags, const c.sockaddr *addr, c.socklen_t addrlen,
+    int64_t timeout_ns,
 ) except -1
 cdef ssize_t sys_recvmsg(Handle *handle, c.msghdr *msg, int flags, int64_t timeout_ns) except -1
 cdef ssize_t sys_sendmsg(Handle *handle, c.msghdr *msg, int flags, int64_t timeout_ns, int *error) except -1

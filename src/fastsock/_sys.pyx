@@ -300,7 +300,8 @@ cdef ssize_t sys_recvfrom(
 
 
 cdef ssize_t sys_sendto(
-    Handle *handle, const void *buf, size_t size, int flags, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns
+    Handle *handle, const void *buf, size_t size, int flags, const c.sockaddr *addr, c.socklen_t addrlen,
+    int64_t timeout_ns,
 ) except -1:
     cdef ssize_t rc
     cdef int err, at
