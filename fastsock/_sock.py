@@ -132,6 +132,7 @@ class Socket(SendSocket):
             os.close(fd)
             raise
         copy.settimeout(self.gettimeout())
+        copy.gso = self.gso
         return copy
 
     def get_inheritable(self) -> bool:

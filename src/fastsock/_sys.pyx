@@ -106,9 +106,10 @@ cdef int poll_until(Handle *handle, short events, Waiting *w) except -1:
             rc = c.ppoll(&poll, 1, &left, NULL)
             err = c.errno
         if rc > 0:
-            w.wakeups += 1
             if poll.revents & c.POLLERR and handle.drain != NULL:
-                handle.drain(handle.owner)
+                handle.drain(handle.owner)      # and POLLERR goes: no futile wake-up
+            else:
+                w.wakeups += 1
             return 0
         if rc == 0:
             if poll.fd < 0:
