@@ -49,7 +49,7 @@ class Link:
             warnings.simplefilter("ignore", RuntimeWarning)
             self.receiver = bind_udp(("127.0.0.1", 0), rcvbuf=rcvbuf)
         self.address = self.receiver.getsockname()
-        self.sender = connect_udp(self.address)
+        self.sender = connect_udp(self.address, gso=False)  # datagrams as other programs send them
         self.open_sender = bind_udp(("127.0.0.1", 0))
         self.std_receiver = twin(self.receiver.fileno())
         self.std_sender = twin(self.sender.fileno())

@@ -23,5 +23,6 @@ cdef class ListBatch(RecvBatch):
     cdef void unlend(self, Py_ssize_t index) noexcept
     cdef bytes lent_payload(self, Py_ssize_t index, Py_ssize_t size, size_t *heap_bytes)
     cdef bytes payload(self, Py_ssize_t index, Py_ssize_t position, size_t *heap_bytes)
+    cdef PyObject *new_reference(self, Py_ssize_t index, Py_ssize_t position, size_t *heap_bytes) except NULL
     cdef list payload_list(self, Py_ssize_t position, size_t *heap_bytes)
     cdef list payload_address_list(self, Py_ssize_t position, size_t *heap_bytes)
