@@ -76,6 +76,6 @@ def test_the_reference_names_everything():
         assert name in words
         thing = getattr(fastsock, name)
         if inspect.isclass(thing) and name != "Probe":
-            assert public(dir(thing)) <= words, name
+            assert public(dir(thing)) - public(dir(tuple)) <= words, name
         elif inspect.isfunction(thing):
             assert set(inspect.signature(thing).parameters) <= words, name
