@@ -3,11 +3,13 @@
 import contextlib
 import gc
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -167,3 +169,39 @@ def wait_for() -> Callable[..., None]:
             time.sleep(0.001)
 
     return wait
+
+
+class Namespace(NamedTuple):
+    """A network namespace with a loopback device."""
+
+    enter: tuple[str, ...]
+    """A command line that runs the rest in the namespace."""
+    read_counters: Callable[[], dict[str, int]]
+    """The Udp line of /proc/net/snmp."""
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    for tool in ("unshare", "nsenter", "ip"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    for user in ((), ("-r",)):
+        holder = subprocess.Popen(
+            ["unshare", *user, "-n", "sh", "-c", "ip link set lo up && echo up && exec cat"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        with holder:  # closes its stdin, which ends it, and waits
+            assert holder.stdin is not None
+            assert holder.stdout is not None
+            if holder.stdout.readline() != b"up\n":
+                continue
+
+            def read_counters(pid: int = holder.pid) -> dict[str, int]:
+                lines = [line for line in Path(f"/proc/{pid}/net/snmp").read_text().splitlines() if line[:4] == "Udp:"]
+                names, values = (line.split()[1:] for line in lines)
+                return dict(zip(names, map(int, values), strict=True))
+
+            into_user = ("-U", "--preserve-credentials") if user else ()
+            yield Namespace(("nsenter", "-t", str(holder.pid), *into_user, "-n", "--"), read_counters)
+            return
+    pytest.skip("no network namespace may be made here (unshare -n)")
