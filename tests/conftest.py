@@ -1,6 +1,7 @@
 """What every test may use. Each test must leave the descriptors as it found them."""
 
 import contextlib
+import errno
 import gc
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import fastsock
+from fastsock import _constants
 
 
 def open_descriptors() -> set[tuple[int, str]]:
@@ -87,6 +89,24 @@ needs_large_buffers = pytest.mark.skipif(
     not fastsock.probe().rcvbuf_force, reason="a receive buffer beyond rmem_max takes CAP_NET_ADMIN"
 )
 needs_drop_counter = pytest.mark.skipif(NO_DROPS is None, reason="the kernel does not count a socket's drops")
+
+
+def knows_options(*options: tuple[int, int]) -> bool:
+    """Whether these socket options, which want a structure, are known: an emulator lacks many."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for level, option in options:
+            try:
+                sock.setsockopt(level, option, b"")
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    return False
+    return True
+
+
+needs_multicast = pytest.mark.skipif(
+    not knows_options((socket.IPPROTO_IP, _constants.MCAST_JOIN_GROUP), (socket.IPPROTO_IP, socket.IP_MULTICAST_IF)),
+    reason="groups cannot be joined here",
+)
 
 
 @pytest.fixture(params=[pytest.param(V4, id="v4"), pytest.param(V6, id="v6", marks=needs_ipv6)])
