@@ -11,7 +11,7 @@ from fastsock._probe import Probe, probe
 from fastsock._recvbatch import Datagram, RecvBatch
 from fastsock._sendbatch import SendBatch
 from fastsock._sock import Socket, SocketStats
-from fastsock._udp import bind_udp, connect_udp
+from fastsock._udp import bind_udp, bind_udp_group, connect_udp
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,7 @@ __all__ = [
     "Socket",
     "SocketStats",
     "bind_udp",
+    "bind_udp_group",
     "connect_udp",
     "probe",
 ]

@@ -1,7 +1,7 @@
 """The Socket class: the compiled methods, and the cold ones in plain Python.
 
 What is called per datagram belongs in the compiled modules, under src/fastsock. May import the compiled
-modules and the standard library's socket, for its enumerations.
+modules, _multicast, _steering and the standard library's socket, for its enumerations.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from fastsock import _multicast, _steering
 from fastsock._send import SendSocket
 
 
@@ -142,3 +143,84 @@ class Socket(SendSocket):
     def set_inheritable(self, inheritable: bool) -> None:
         """Let child processes inherit the descriptor, or not."""
         os.set_inheritable(self.fileno(), inheritable)
+
+    # --- multicast --------------------------------------------------------------------------
+
+    def join_group(self, group: str, interface: str | int | None = None, source: str | None = None) -> None:
+        """Receive what is sent to a multicast group; the socket must be bound to the port.
+
+        Args:
+            group: An address in digits. A dual-stack socket joins IPv4 groups too.
+            interface: Where to join: a name, an index, or an address of the interface. None
+                lets the kernel route, which seldom finds the right one of several.
+            source: Receive from this sender alone (source-specific multicast); call again
+                for more senders. It narrows a group that is joined from any sender.
+
+        Raises:
+            ValueError: ``group`` is not a multicast address, or of a family that the socket
+                does not speak; ``source`` is of another.
+            OSError: ENODEV without such an interface; EADDRINUSE, or EADDRNOTAVAIL with a
+                source, for what is joined already; ENOBUFS at the limit. The group is in its text.
+
+        From the first join on, the socket hears only the groups that it joined itself.
+        Without this Linux gives it those that any socket of the machine has joined
+        (IP_MULTICAST_ALL, and IPV6_MULTICAST_ALL from Linux 4.20). See ip(7), ipv6(7).
+        """
+        _multicast.join_group(self, group, interface, source)
+
+    def leave_group(self, group: str, interface: str | int | None = None, source: str | None = None) -> None:
+        """Leave a group, or one of its sources, on the interface where it was joined.
+
+        Without ``source`` every source is left.
+
+        Raises:
+            ValueError: As ``join_group``.
+            OSError: EADDRNOTAVAIL for what is not joined, EINVAL for a source of it; ENODEV
+                without such an interface.
+
+        Closing the socket leaves every group. See ip(7), ipv6(7).
+        """
+        _multicast.leave_group(self, group, interface, source)
+
+    def set_multicast(
+        self, *, loop: bool | None = None, ttl: int | None = None, interface: str | int | None = None
+    ) -> None:
+        """Say how this socket sends to multicast groups; what is None stays as it is.
+
+        Args:
+            loop: Whether this machine's own members receive it. The kernel's default is True.
+            ttl: How many hops it may go, 0 to 255. The kernel's default is 1: the local network.
+            interface: Where it goes out, as in ``join_group``; 0 lets the kernel route again.
+
+        Raises:
+            ValueError: ``ttl`` is out of range.
+            OSError: ENODEV without such an interface.
+
+        On a dual-stack socket it holds for both families. Set the interface before ``connect``,
+        which takes the source address from it. See ip(7), ipv6(7).
+        """
+        _multicast.set_multicast(self, loop, ttl, interface)
+
+    # --- steering ---------------------------------------------------------------------------
+
+    def steer(self, how: str | None, size: int | None = None) -> None:
+        """Choose which socket of its SO_REUSEPORT group a datagram goes to.
+
+        Args:
+            how: "cpu", the CPU that received the datagram modulo ``size``; "source", a hash of
+                the sender's address without its port, so that one exporter always reaches the
+                same socket; "random", every socket equally often; None, the kernel's own hash
+                of both addresses and ports.
+            size: Sockets in the group. They are numbered in the order of ``bind``; when one is
+                closed, the last one takes its number.
+
+        Raises:
+            ValueError: An unknown ``how``, or a ``size`` that no group has.
+            OSError: EINVAL where the socket was not bound with ``reuse_port``.
+
+        It holds for the whole group, also for sockets that are bound later. A number that no
+        socket has falls back to the kernel's hash. Datagrams that GSO or GRO holds together
+        are steered together. Multicast is not steered: every socket
+        that joined gets every datagram. See SO_ATTACH_REUSEPORT_CBPF in socket(7).
+        """
+        _steering.steer(self, how, size)

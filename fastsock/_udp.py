@@ -1,20 +1,24 @@
-"""bind_udp and connect_udp: a UDP socket with its options set and its buffers checked.
+"""bind_udp, bind_udp_group and connect_udp: UDP sockets with their options set and their buffers checked.
 
-Policy only: every option goes through Socket.setsockopt. May import _sock, _options and
-the standard library.
+Policy only: every option goes through a method of Socket. May import _sock, _options,
+_multicast, _steering and the standard library.
 """
 
 from __future__ import annotations
 
 import operator
 import socket as _stdlib
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import Any
 
 from fastsock._constants import SO_RCVBUFFORCE, SO_SNDBUFFORCE
+from fastsock._multicast import Group, check_group, list_groups
 from fastsock._options import Clock, Options, Stamps
 from fastsock._sock import Socket
+from fastsock._steering import build_program
 
 
 def bind_udp(
@@ -36,6 +40,7 @@ def bind_udp(
     error_queue: bool = False,
     transmit_timestamps: bool | Stamps | None = None,
     txtime: Clock | None = None,
+    multicast: Group | Iterable[Group] | None = None,
 ) -> Socket:
     """Return a UDP socket bound to ``address``, ready to receive.
 
@@ -69,14 +74,18 @@ def bind_udp(
             True or "software", as the driver got it, or "hardware". Switches ``gso`` off.
         txtime: Take a time to send at with each datagram (SO_TXTIME): "tai" for the etf
             queue, which drops what is late, "monotonic" for fq.
+        multicast: A group to join, or a list of them: an address, ``(group, interface)`` or
+            ``(group, interface, source)``, as for ``Socket.join_group``. The host "" is then
+            of the family of the groups.
 
     The metadata is on ``Datagram`` and in the columns of ``RecvBatch``. What is not asked
     for costs nothing.
 
     Raises:
-        OSError: EADDRINUSE, EADDRNOTAVAIL, EACCES ...; the address is in its text.
+        OSError: EADDRINUSE, EADDRNOTAVAIL, EACCES ...; the address or group is in its text.
         socket.gaierror: The host does not resolve.
-        ValueError: ``dualstack_ipv6`` with AF_INET, or an option that there is not.
+        ValueError: ``dualstack_ipv6`` with AF_INET, an option that there is not, or a group that
+            ``join_group`` does not take.
 
     Warns:
         RuntimeWarning: A buffer is smaller than asked for.
@@ -87,6 +96,9 @@ def bind_udp(
         if family == _stdlib.AF_INET:
             raise ValueError("dualstack_ipv6 needs AF_INET6")
         family = _stdlib.AF_INET6
+    groups = list_groups(multicast)
+    if groups and family is None and isinstance(address, tuple) and address and not address[0]:
+        family = max(check_group(group) for group, _, _ in groups)  # AF_INET6, if there is one
 
     options = Options(
         gso=gso,
@@ -110,8 +122,49 @@ def bind_udp(
             sock.setsockopt(_stdlib.IPPROTO_IPV6, _stdlib.IPV6_V6ONLY, 0 if dualstack_ipv6 else 1)
         options.apply(sock)
         request_buffers(sock, rcvbuf, sndbuf)
+        for group in groups:
+            sock.join_group(*group)
 
     return open_udp(address, family, _stdlib.AI_PASSIVE, configure, Socket.bind)
+
+
+def bind_udp_group(address: tuple[Any, ...], size: int, *, steering: str | None = None, **options: Any) -> list[Socket]:
+    """Return ``size`` UDP sockets bound to one address, among which the kernel spreads what arrives.
+
+    Args:
+        address: As in ``bind_udp``; port 0 is one free port for all of them.
+        size: How many; one for each thread or process that receives.
+        steering: Which socket a datagram goes to, as in ``Socket.steer``: "cpu", "source" or
+            "random"; None leaves it to the kernel's hash of both addresses and ports.
+        options: Those of ``bind_udp``; ``reuse_port`` is set.
+
+    Returns:
+        The sockets, in the order in which "cpu" numbers them.
+
+    Raises:
+        OSError: As ``bind_udp``, and as ``Socket.steer``. No socket is left open.
+        ValueError: An unknown ``steering``, a ``size`` below 1, or ``multicast``: a group is
+            delivered to every socket that joined it, whatever the steering.
+
+    Sockets of other programs on the same address and port with SO_REUSEPORT count too, and
+    upset the order. See socket(7).
+    """
+    if options.get("multicast") is not None:
+        raise ValueError("multicast is not spread: each socket that joins a group gets every datagram")
+    build_program("random" if steering is None else steering, size)  # complains before there is a socket
+    socks: list[Socket] = []
+    try:
+        socks.append(bind_udp(address, reuse_port=True, **options))
+        if steering is not None:
+            socks[0].steer(steering, size)
+        options["family"] = socks[0].family
+        while len(socks) < size:
+            socks.append(bind_udp(socks[0].getsockname(), reuse_port=True, **options))
+    except BaseException:
+        for sock in socks:
+            sock.close()
+        raise
+    return socks
 
 
 def connect_udp(
@@ -251,8 +304,18 @@ def request_buffers(sock: Socket, rcvbuf: int | None, sndbuf: int | None) -> Non
                 f"{which} buffer: wanted {wanted} bytes, was {was}, got {got}; "
                 f"raise the limit with: sysctl -w {sysctl}={wanted}",
                 RuntimeWarning,
-                stacklevel=5,
+                stacklevel=level_of_caller(),
             )
+
+
+def level_of_caller() -> int:
+    """The stacklevel, for a warning of the calling function, of whoever called this module."""
+    level = 1
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals is globals():
+        level += 1
+        frame = frame.f_back
+    return level
 
 
 def buffer_size(sock: Socket, option: int) -> int:

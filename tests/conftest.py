@@ -1,18 +1,22 @@
 """What every test may use. Each test must leave the descriptors as it found them."""
 
 import contextlib
+import errno
 import gc
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 import fastsock
+from fastsock import _constants
 
 
 def open_descriptors() -> set[tuple[int, str]]:
@@ -85,6 +89,24 @@ needs_large_buffers = pytest.mark.skipif(
     not fastsock.probe().rcvbuf_force, reason="a receive buffer beyond rmem_max takes CAP_NET_ADMIN"
 )
 needs_drop_counter = pytest.mark.skipif(NO_DROPS is None, reason="the kernel does not count a socket's drops")
+
+
+def knows_options(*options: tuple[int, int]) -> bool:
+    """Whether these socket options, which want a structure, are known: an emulator lacks many."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for level, option in options:
+            try:
+                sock.setsockopt(level, option, b"")
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    return False
+    return True
+
+
+needs_multicast = pytest.mark.skipif(
+    not knows_options((socket.IPPROTO_IP, _constants.MCAST_JOIN_GROUP), (socket.IPPROTO_IP, socket.IP_MULTICAST_IF)),
+    reason="groups cannot be joined here",
+)
 
 
 @pytest.fixture(params=[pytest.param(V4, id="v4"), pytest.param(V6, id="v6", marks=needs_ipv6)])
@@ -167,3 +189,39 @@ def wait_for() -> Callable[..., None]:
             time.sleep(0.001)
 
     return wait
+
+
+class Namespace(NamedTuple):
+    """A network namespace with a loopback device."""
+
+    enter: tuple[str, ...]
+    """A command line that runs the rest in the namespace."""
+    read_counters: Callable[[], dict[str, int]]
+    """The Udp line of /proc/net/snmp."""
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    for tool in ("unshare", "nsenter", "ip"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    for user in ((), ("-r",)):
+        holder = subprocess.Popen(
+            ["unshare", *user, "-n", "sh", "-c", "ip link set lo up && echo up && exec cat"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        with holder:  # closes its stdin, which ends it, and waits
+            assert holder.stdin is not None
+            assert holder.stdout is not None
+            if holder.stdout.readline() != b"up\n":
+                continue
+
+            def read_counters(pid: int = holder.pid) -> dict[str, int]:
+                lines = [line for line in Path(f"/proc/{pid}/net/snmp").read_text().splitlines() if line[:4] == "Udp:"]
+                names, values = (line.split()[1:] for line in lines)
+                return dict(zip(names, map(int, values), strict=True))
+
+            into_user = ("-U", "--preserve-credentials") if user else ()
+            yield Namespace(("nsenter", "-t", str(holder.pid), *into_user, "-n", "--"), read_counters)
+            return
+    pytest.skip("no network namespace may be made here (unshare -n)")

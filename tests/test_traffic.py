@@ -11,13 +11,11 @@ import signal
 import socket
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from command import DEADLINE_S, running, wait_until
-from conftest import NO_DROPS, needs_drop_counter
+from conftest import NO_DROPS, Namespace, needs_drop_counter
 
 FLOWS = 4000
 
@@ -94,42 +92,6 @@ def test_softflowd(version: int, tmp_path: Path) -> None:
 
 
 # --- in a network namespace, whose counters nobody else moves ---------------------------------------------
-
-
-class Namespace(NamedTuple):
-    """A network namespace with a loopback device."""
-
-    enter: tuple[str, ...]
-    """A command line that runs the rest in the namespace."""
-    read_counters: Callable[[], dict[str, int]]
-    """The Udp line of /proc/net/snmp."""
-
-
-@pytest.fixture
-def namespace() -> Iterator[Namespace]:
-    for tool in ("unshare", "nsenter", "ip"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed")
-    for user in ((), ("-r",)):
-        holder = subprocess.Popen(
-            ["unshare", *user, "-n", "sh", "-c", "ip link set lo up && echo up && exec cat"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        with holder:  # closes its stdin, which ends it, and waits
-            assert holder.stdin is not None
-            assert holder.stdout is not None
-            if holder.stdout.readline() != b"up\n":
-                continue
-
-            def read_counters(pid: int = holder.pid) -> dict[str, int]:
-                lines = [line for line in Path(f"/proc/{pid}/net/snmp").read_text().splitlines() if line[:4] == "Udp:"]
-                names, values = (line.split()[1:] for line in lines)
-                return dict(zip(names, map(int, values), strict=True))
-
-            into_user = ("-U", "--preserve-credentials") if user else ()
-            yield Namespace(("nsenter", "-t", str(holder.pid), *into_user, "-n", "--"), read_counters)
-            return
-    pytest.skip("no network namespace may be made here (unshare -n)")
 
 
 @needs("sockperf")

@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #include <linux/errqueue.h>
+#include <linux/filter.h>
 #include <linux/net_tstamp.h>
 
 /* linux/sock_diag.h: the counters of SO_MEMINFO (Linux 4.12). */
@@ -57,6 +58,15 @@
 #endif
 #ifndef SCM_TXTIME
 #define SCM_TXTIME SO_TXTIME
+#endif
+#ifndef SO_ATTACH_REUSEPORT_CBPF
+#define SO_ATTACH_REUSEPORT_CBPF 51
+#endif
+#ifndef SO_DETACH_REUSEPORT_BPF
+#define SO_DETACH_REUSEPORT_BPF 68
+#endif
+#ifndef IPV6_MULTICAST_ALL
+#define IPV6_MULTICAST_ALL 29   /* linux/in6.h, Linux 4.20 */
 #endif
 #ifndef SO_EE_ORIGIN_ZEROCOPY
 #define SO_EE_ORIGIN_ZEROCOPY 5

@@ -7,6 +7,8 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "_compat.h" nogil:
     enum:
+        SO_ATTACH_REUSEPORT_CBPF
+        SO_DETACH_REUSEPORT_BPF
         SO_MEMINFO
         FASTSOCK_MEMINFO_VARS
         FASTSOCK_MEMINFO_DROPS
@@ -154,6 +156,12 @@ cdef extern from "<netinet/in.h>" nogil:
         IPV6_RECVPKTINFO
         IPV6_RECVTCLASS
         IPV6_TCLASS
+        MCAST_JOIN_GROUP
+        MCAST_LEAVE_GROUP
+        MCAST_JOIN_SOURCE_GROUP
+        MCAST_LEAVE_SOURCE_GROUP
+        IP_MULTICAST_ALL
+        IPV6_MULTICAST_ALL
     struct in_addr:
         uint32_t s_addr
     struct in6_addr:
@@ -175,6 +183,15 @@ cdef extern from "<netinet/in.h>" nogil:
     struct in6_pktinfo:
         in6_addr ipi6_addr
         unsigned int ipi6_ifindex
+    struct ip_mreqn:
+        int imr_ifindex
+    struct group_req:
+        uint32_t gr_interface
+        sockaddr_storage gr_group
+    struct group_source_req:
+        uint32_t gsr_interface
+        sockaddr_storage gsr_group
+        sockaddr_storage gsr_source
 
 cdef extern from "<linux/errqueue.h>" nogil:
     enum:
@@ -191,6 +208,16 @@ cdef extern from "<linux/errqueue.h>" nogil:
         uint32_t ee_data
     struct scm_timestamping:
         timespec ts[3]
+
+cdef extern from "<linux/filter.h>" nogil:
+    struct sock_filter:
+        uint16_t code
+        uint8_t jt
+        uint8_t jf
+        uint32_t k
+    struct sock_fprog:
+        unsigned short len
+        sock_filter *filter
 
 cdef extern from "<linux/net_tstamp.h>" nogil:
     enum:
@@ -242,3 +269,11 @@ cdef extern from "<fcntl.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
+
+cdef extern from "<ifaddrs.h>" nogil:
+    struct ifaddrs:
+        ifaddrs *ifa_next
+        char *ifa_name
+        sockaddr *ifa_addr
+    int getifaddrs(ifaddrs **ifap)
+    void freeifaddrs(ifaddrs *ifa)

@@ -60,3 +60,4 @@ cdef int sys_sendmmsg(
 cdef ssize_t sys_recv_error(int fd, c.msghdr *msg) except -2
 cdef bint sys_try_sendmsg(int fd, const c.msghdr *msg, int flags) noexcept
 cdef bint sys_is_hung_up(int fd) noexcept
+cdef int sys_getifaddrs(c.ifaddrs **ifap) except -1

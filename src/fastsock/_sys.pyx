@@ -491,3 +491,11 @@ cdef bint sys_is_hung_up(int fd) noexcept:
     poll.events = c.POLLRDHUP
     poll.revents = 0
     return c.ppoll(&poll, 1, &now, NULL) > 0 and poll.revents & (c.POLLRDHUP | c.POLLHUP) != 0
+
+
+cdef int sys_getifaddrs(c.ifaddrs **ifap) except -1:
+    cdef int rc, err
+    with nogil:
+        rc = c.getifaddrs(ifap)
+        err = c.errno
+    return rc if rc == 0 else raise_errno(err)
