@@ -2,7 +2,7 @@
 # owner alive. Imports nothing of fastsock.
 
 cimport cython
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
 from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport INT32_MAX
 
@@ -40,13 +40,16 @@ cdef class Column:
     cdef Py_ssize_t shape[1]
     cdef Py_ssize_t strides[1]
     cdef char *format
+    cdef bint readonly
 
     def __getbuffer__(self, Py_buffer *view, int flags):
+        if self.readonly and flags & PyBUF_WRITABLE:
+            raise BufferError("the columns of a batch are read-only")
         view.buf = self.start
         view.obj = self
         view.len = self.shape[0] * self.strides[0]
         view.itemsize = self.strides[0]
-        view.readonly = 0
+        view.readonly = self.readonly
         view.ndim = 1
         view.format = self.format if flags & PyBUF_FORMAT else NULL
         view.shape = self.shape if flags & PyBUF_ND else NULL
@@ -57,10 +60,22 @@ cdef class Column:
 
 cdef object memory(object owner, void *start, Py_ssize_t size, Py_ssize_t itemsize, char *format):
     """A writable memoryview of `size` items at `start`, which `owner` keeps alive."""
+    return PyMemoryView_FromObject(make_column(owner, start, size, itemsize, format, False))
+
+
+cdef object readonly_memory(object owner, void *start, Py_ssize_t size, Py_ssize_t itemsize, char *format):
+    """The same, for memory that the library itself relies on: it is not for users to write."""
+    return PyMemoryView_FromObject(make_column(owner, start, size, itemsize, format, True))
+
+
+cdef Column make_column(
+    object owner, void *start, Py_ssize_t size, Py_ssize_t itemsize, char *format, bint readonly
+):
     cdef Column column = Column.__new__(Column)
     column.owner = owner
     column.start = start
     column.shape[0] = size
     column.strides[0] = itemsize
     column.format = format
-    return PyMemoryView_FromObject(column)
+    column.readonly = readonly
+    return column

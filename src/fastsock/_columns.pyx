@@ -6,7 +6,7 @@ cimport cython
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
-from fastsock._arena cimport memory
+from fastsock._arena cimport readonly_memory
 from fastsock._cmsg cimport (
     DROP_COUNTER, GRO, HARDWARE_TIMESTAMPS, PKTINFO, TIMESTAMPS, TOS, TTL, Host, Metadata,
 )
@@ -167,19 +167,19 @@ cdef class ColumnBatch:
     def offsets(self):
         """Where each datagram starts in ``buffer``: a memoryview of ``len(batch)`` int64."""
         cdef Columns *columns = self.columns
-        return memory(self, columns.offsets, columns.count, sizeof(int64_t), b"q")
+        return readonly_memory(self, columns.offsets, columns.count, sizeof(int64_t), b"q")
 
     @property
     def lengths(self):
         """The bytes of each datagram: a memoryview of ``len(batch)`` int32."""
         cdef Columns *columns = self.columns
-        return memory(self, columns.lengths, columns.count, sizeof(int32_t), b"i")
+        return readonly_memory(self, columns.lengths, columns.count, sizeof(int32_t), b"i")
 
     @property
     def truncated(self):
         """Which datagrams were longer than their slot: a memoryview of ``len(batch)`` bool."""
         cdef Columns *columns = self.columns
-        return memory(self, columns.truncated, columns.count, sizeof(uint8_t), b"?")
+        return readonly_memory(self, columns.truncated, columns.count, sizeof(uint8_t), b"?")
 
     @property
     def timestamps_ns(self):
@@ -191,7 +191,7 @@ cdef class ColumnBatch:
         cdef Columns *columns
         self.need(TIMESTAMPS, "timestamps")
         columns = self.columns
-        return memory(self, columns.timestamps_ns, columns.count, sizeof(int64_t), b"q")
+        return readonly_memory(self, columns.timestamps_ns, columns.count, sizeof(int64_t), b"q")
 
     @property
     def hardware_timestamps_ns(self):
@@ -199,7 +199,7 @@ cdef class ColumnBatch:
         cdef Columns *columns
         self.need(HARDWARE_TIMESTAMPS, "timestamps='hardware'")
         columns = self.columns
-        return memory(self, columns.hardware_timestamps_ns, columns.count, sizeof(int64_t), b"q")
+        return readonly_memory(self, columns.hardware_timestamps_ns, columns.count, sizeof(int64_t), b"q")
 
     @property
     def ecn(self):
@@ -207,7 +207,7 @@ cdef class ColumnBatch:
         cdef Columns *columns
         self.need(TOS, "ecn")
         columns = self.columns
-        return memory(self, columns.ecn, columns.count, sizeof(uint8_t), b"B")
+        return readonly_memory(self, columns.ecn, columns.count, sizeof(uint8_t), b"B")
 
     @property
     def dscp(self):
@@ -215,7 +215,7 @@ cdef class ColumnBatch:
         cdef Columns *columns
         self.need(TOS, "ecn")
         columns = self.columns
-        return memory(self, columns.dscp, columns.count, sizeof(uint8_t), b"B")
+        return readonly_memory(self, columns.dscp, columns.count, sizeof(uint8_t), b"B")
 
     @property
     def ttls(self):
@@ -223,7 +223,7 @@ cdef class ColumnBatch:
         cdef Columns *columns
         self.need(TTL, "ttl")
         columns = self.columns
-        return memory(self, columns.ttls, columns.count, sizeof(uint8_t), b"B")
+        return readonly_memory(self, columns.ttls, columns.count, sizeof(uint8_t), b"B")
 
     @property
     def interface_indexes(self):
@@ -231,7 +231,7 @@ cdef class ColumnBatch:
         cdef Columns *columns
         self.need(PKTINFO, "pktinfo")
         columns = self.columns
-        return memory(self, columns.interface_indexes, columns.count, sizeof(int32_t), b"i")
+        return readonly_memory(self, columns.interface_indexes, columns.count, sizeof(int32_t), b"i")
 
     @property
     def drop_counters(self):
@@ -243,7 +243,7 @@ cdef class ColumnBatch:
         cdef Columns *columns
         self.need(DROP_COUNTER, "drop_counter")
         columns = self.columns
-        return memory(self, columns.drop_counters, columns.count, sizeof(uint32_t), b"I")
+        return readonly_memory(self, columns.drop_counters, columns.count, sizeof(uint32_t), b"I")
 
     @property
     def nbytes(self):
