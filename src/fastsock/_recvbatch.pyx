@@ -391,7 +391,7 @@ cdef class RecvBatch(ColumnBatch):
     def __getbuffer__(self, Py_buffer *view, int flags):
         # Shape and strides belong to the view: the next receive changes the count.
         if self.ancillary & GRO:
-            raise BufferError("with UDP GRO a slot holds many datagrams: use buffer, offsets and lengths")
+            raise joined_slots()
         cdef Py_ssize_t count = self.columns.count
         cdef bint gaps = self.stride != self.slot_size and count > 1
         if (flags & PyBUF_STRIDES) != PyBUF_STRIDES or flags & PyBUF_F_CONTIGUOUS & ~PyBUF_STRIDES or (
@@ -421,6 +421,15 @@ cdef class RecvBatch(ColumnBatch):
 
     def __releasebuffer__(self, Py_buffer *view):
         PyMem_Free(view.internal)
+
+    def __array__(self, dtype=None, copy=None):
+        # NumPy comes here only behind a buffer that was refused. Without this it would take
+        # the batch for a sequence, and copy datagram by datagram.
+        raise joined_slots()
+
+
+cdef object joined_slots():
+    return BufferError("with UDP GRO a slot holds many datagrams: use buffer, offsets and lengths")
 
 
 cdef bytes new_bytes(const char *start, Py_ssize_t size, size_t *heap_bytes):
