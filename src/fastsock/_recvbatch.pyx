@@ -357,9 +357,11 @@ cdef class RecvBatch(ColumnBatch):
         cdef Datagram d = Datagram.__new__(Datagram)
         cdef c.socklen_t namelen
         cdef Py_ssize_t message = index
+        cdef Py_ssize_t start = columns.offsets[index]
         d.batch = self
-        d.start = self.arena + columns.offsets[index]
-        d.nbytes = columns.lengths[index]
+        d.start = self.arena + start
+        # On a free-threaded build the two may be of different receives.
+        d.nbytes = min(<Py_ssize_t>columns.lengths[index], self.vlen * self.stride - start)
         d.truncated = columns.truncated[index]
         d.ancillary = self.ancillary
         if self.ancillary:
