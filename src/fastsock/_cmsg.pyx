@@ -4,7 +4,7 @@
 # Pure: no system call. Imports only _linux. See cmsg(3).
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from fastsock cimport _linux as c
 
@@ -87,7 +87,8 @@ cdef int ancillary_of(int level, int kind) noexcept:
 
 
 cdef inline int64_t as_ns(const c.timespec *ts) noexcept nogil:
-    return <int64_t>ts.tv_sec * 1_000_000_000 + ts.tv_nsec
+    # Unsigned, because `load` takes any bytes for a timespec: rubbish must wrap, not overflow.
+    return <int64_t>(<uint64_t>ts.tv_sec * <uint64_t>1_000_000_000 + <uint64_t>ts.tv_nsec)
 
 
 cdef void decode_metadata(c.msghdr *msg, Metadata *found) noexcept nogil:
