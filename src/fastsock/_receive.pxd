@@ -14,5 +14,6 @@ cdef class ReceiveSocket(SingleSocket):
     cdef ListBatch borrow_scratch(self, Py_ssize_t vlen, Py_ssize_t bufsize, bint addresses)
     cdef Py_ssize_t receive(self, RecvBatch batch, Py_ssize_t vlen, int flags) except -1
     cdef int take(self, RecvBatch batch, int received, Py_ssize_t vlen, int flags) except -1
-    cdef int refuse_glued(self, int received) except -1
+    cdef int refuse_glued(self, RecvBatch batch, int received) except -1
+    cdef bint joins(self) except -1
     cdef list receive_list(self, str caller, Py_ssize_t vlen, Py_ssize_t bufsize, int flags, bint addresses)

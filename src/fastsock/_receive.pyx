@@ -8,7 +8,7 @@ from fastsock._lists cimport ListBatch
 from fastsock._recvbatch cimport GRO_SLOT_SIZE, RecvBatch
 from fastsock._single cimport SingleSocket
 from fastsock._socket cimport integer
-from fastsock._sys cimport HOLD_GIL_DATAGRAMS, sys_is_hung_up, sys_recvmmsg, sys_recvmmsg_queued
+from fastsock._sys cimport HOLD_GIL_DATAGRAMS, sys_getsockopt, sys_is_hung_up, sys_recvmmsg, sys_recvmmsg_queued
 
 cdef enum:
     CHUNK_BYTES = 64 << 20      # the largest scratch arena of recv_many
@@ -110,21 +110,38 @@ cdef class ReceiveSocket(SingleSocket):
     cdef int take(self, RecvBatch batch, int received, Py_ssize_t vlen, int flags) except -1:
         """Decode and count what the kernel handed over."""
         batch.decode(received, self.may_be_at_end(received, vlen))
+        if batch.unasked and not batch.ancillary & GRO:
+            self.refuse_glued(batch, received)
         if not flags & c.MSG_PEEK:
             c.fastsock_count(&self._received, batch.columns.count)
-        if batch.control_cut and batch.ancillary == self.ancillary and not batch.ancillary & GRO:
-            self.refuse_glued(received)
         return 0
 
-    cdef int refuse_glued(self, int received) except -1:
-        """Ancillary data came that nobody asked for through this Socket: was it the segment size?"""
+    cdef int refuse_glued(self, RecvBatch batch, int received) except -1:
+        """Ancillary data came that the batch was not ready for: was it the segment size?
+
+        It may be where a duplicate or another thread turned UDP GRO on. Lists on a socket with
+        other metadata come here every time, and pay for one getsockopt.
+        """
+        if not self.joins():
+            return 0
         self.learn_options()
-        if self.ancillary & GRO:
-            raise OSError(
-                c.EIO, f"UDP GRO was turned on behind this Socket, and {received} messages may hold joined datagrams: "
-                "they are lost, the next receive splits them"
-            )
-        return 0
+        batch.columns.count = 0
+        raise OSError(
+            c.EIO, f"UDP GRO was turned on behind this receive, and {received} messages may hold joined datagrams: "
+            "they are lost, the next receive splits them"
+        )
+
+    cdef bint joins(self) except -1:
+        """Whether the kernel joins datagrams, whoever told it to."""
+        cdef int value = 0
+        cdef c.socklen_t size = sizeof(value)
+        if self._family not in (c.AF_INET, c.AF_INET6) or self._type != c.SOCK_DGRAM:
+            return False
+        try:
+            sys_getsockopt(self.handle.fd, c.FASTSOCK_SOL_UDP, c.UDP_GRO, &value, &size)
+        except OSError:
+            return False                # before Linux 5.0
+        return value != 0
 
     cdef list receive_list(self, str caller, Py_ssize_t vlen, Py_ssize_t bufsize, int flags, bint addresses):
         # A large vlen goes in chunks that stay in the cache: 64 per call is the fastest,

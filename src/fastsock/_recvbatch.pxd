@@ -29,7 +29,7 @@ cdef class RecvBatch(ColumnBatch):
     # The control buffers, which exist from the first receive that wants ancillary data.
     cdef char *controls
     cdef size_t control_room                # bytes of each that are in use: 0 or all
-    cdef bint control_cut                   # MSG_CTRUNC came in the last receive
+    cdef bint unasked                       # the last receive brought more than it was ready for
 
     # Bytes of each message that are received, and of each datagram that are kept.
     cdef Py_ssize_t iov_size

@@ -167,7 +167,7 @@ cdef class RecvBatch(ColumnBatch):
             seen |= flags
             columns.lengths[i] = <int32_t>(size if size < self.iov_size else self.iov_size)
             columns.truncated[i] = (flags & c.MSG_TRUNC) != 0
-        self.control_cut = (seen & c.MSG_CTRUNC) != 0
+        self.unasked = (seen & c.MSG_CTRUNC) != 0
         if seqpacket_full:
             # At end-of-file every header that is left comes back empty: one stands for all.
             while received > 1 and columns.lengths[received - 1] == 0 and columns.lengths[received - 2] == 0:
@@ -182,6 +182,7 @@ cdef class RecvBatch(ColumnBatch):
         cdef int flags
         cdef int seen = 0
         cdef bint cut
+        cdef bint glued = False
         cdef Columns *columns = self.columns
         cdef bint joined = (self.ancillary & GRO) != 0
         cdef bint other = (self.ancillary & ~GRO) != 0
@@ -218,11 +219,12 @@ cdef class RecvBatch(ColumnBatch):
                 columns.lengths[filled] = <int32_t>size
                 columns.truncated[filled] = 0
                 filled += 1
+                glued = glued or found.segment_size > 0
             if flags & c.MSG_TRUNC:
                 columns.truncated[filled - 1] = 1
             if other:
                 write_metadata(columns, filled - count, filled, &found)
-        self.control_cut = (seen & c.MSG_CTRUNC) != 0
+        self.unasked = glued or (seen & c.MSG_CTRUNC) != 0
         columns.count = filled
         return 0
 
