@@ -21,7 +21,7 @@ Stamps = Literal["software", "hardware"]
 
 CLOCKS = {"monotonic": time.CLOCK_MONOTONIC, "tai": time.CLOCK_TAI}
 RECEIVE_STAMPS = {
-    "software": 0,  # SO_TIMESTAMPNS, whose control data is smaller
+    "software": 0,  # SO_TIMESTAMPNS alone, whose control data is smaller
     "hardware": k.SOF_TIMESTAMPING_RX_HARDWARE
     | k.SOF_TIMESTAMPING_RAW_HARDWARE
     | k.SOF_TIMESTAMPING_RX_SOFTWARE
@@ -117,5 +117,7 @@ def stamp(sock: Socket, receive: Stamps | None, transmit: Stamps | None) -> None
         sock.gso = False
     if flags:
         sock.setsockopt(_stdlib.SOL_SOCKET, k.SO_TIMESTAMPING, flags)
-    if receive == "software":
+    if receive:
+        # Beside SO_TIMESTAMPING too: the kernel switches its stamps on a moment later, and only
+        # for this option fills in what came before (net/socket.c, __sock_recv_timestamp).
         sock.setsockopt(_stdlib.SOL_SOCKET, k.SO_TIMESTAMPNS, 1)
