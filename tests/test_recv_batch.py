@@ -7,10 +7,12 @@ import hashlib
 import pickle
 import socket
 
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fastsock
 from fastsock import Datagram, RecvBatch
 
 np = pytest.importorskip("numpy")
@@ -390,3 +392,39 @@ work(600)
 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 assert grown < 20_000, f"{grown} KiB more"
 """)
+
+
+# --- what must not be seen ----------------------------------------------------------------
+
+
+class Peeking:
+    """Flags that look at the batch they are passed beside."""
+
+    def __init__(self, batch):
+        self.batch = batch
+        self.seen = None
+
+    def __index__(self):
+        self.seen = len(self.batch), [bytes(d) for d in self.batch]
+        return 0
+
+
+def test_joined_rows_are_never_read_as_slots(closing):
+    joined = closing(fastsock.bind_udp(("127.0.0.1", 0), gro=True))
+    if not joined.gro:
+        pytest.skip("no UDP GRO here")
+    joined.settimeout(10)
+    plain = closing(fastsock.bind_udp(("127.0.0.1", 0)))
+    plain.settimeout(0)
+    sender = closing(fastsock.connect_udp(joined.getsockname()))
+    batch = RecvBatch(2, 65535, addresses=True)
+    for flags in ("bad", Peeking(batch)):
+        sender.send_segments(b"x" * 6400, 100)
+        assert joined.recv_batch(batch) == 64
+        with pytest.raises((TypeError, BlockingIOError)):
+            plain.recv_batch(batch, flags)
+        # Refused before anything was touched, or empty: never 64 slots of a batch of two.
+        assert len(batch.addresses()) == len(batch) == (64 if flags == "bad" else 0)
+        if flags != "bad":
+            assert flags.seen[0] == len(flags.seen[1]) == 64
+            assert numpy.asarray(batch).shape == (0, 65535)

@@ -59,10 +59,11 @@ cdef class ReceiveSocket(SingleSocket):
                 f"UDP GRO joins datagrams up to {GRO_SLOT_SIZE} bytes, and the batch has slot_size={batch.slot_size}: "
                 f"make it with RecvBatch(vlen, {GRO_SLOT_SIZE})"
             )
+        how = integer(flags)
         batch.acquire()
         try:
             batch.attach(self.ancillary)
-            return self.receive(batch, batch.vlen, integer(flags))
+            return self.receive(batch, batch.vlen, how)
         finally:
             batch.release()
 
@@ -185,9 +186,13 @@ cdef class ReceiveSocket(SingleSocket):
                 received = sys_recvmmsg_queued(
                     self.handle.fd, batch.msgvec, <unsigned int>chunk, flags, chunks % YIELD_EVERY != 0, &error
                 )
-                if error and not (self.handle.drain != NULL and self.absorb_errors()):
-                    self.deferred_recv = error
-                self.take(batch, received, chunk, flags)
+                try:
+                    if error and not (self.handle.drain != NULL and self.absorb_errors()):
+                        self.deferred_recv = error
+                    self.take(batch, received, chunk, flags)
+                except OSError as failure:
+                    self.deferred_recv = failure.errno      # behind datagrams: for the next call
+                    break
                 if not gro:
                     received = <int>batch.columns.count
                 if received:

@@ -111,10 +111,12 @@ cdef class RecvBatch(ColumnBatch):
     # --- prepare and decode: the two pure halves of a receive ---------------------------
 
     cdef int attach(self, int ancillary) except -1:
-        """Be ready for the ancillary data of a socket; the caller owns the batch."""
+        """Empty the batch, and be ready for the ancillary data of a socket; the caller owns the batch."""
         cdef Py_ssize_t i
         cdef Py_ssize_t capacity = self.columns.capacity
         cdef size_t room = metadata_room() if ancillary else 0
+        # First: with other ancillary data the same rows would be read in another way.
+        self.columns.count = 0
         if ancillary == self.ancillary:
             return 0
         if room and self.controls == NULL:
@@ -124,7 +126,6 @@ cdef class RecvBatch(ColumnBatch):
         if ancillary & GRO and not self.columns.ancillary & GRO:
             capacity = max(capacity, self.vlen * SEGMENTS)
         if ancillary & ~self.columns.ancillary:
-            self.columns.count = 0
             self.columns = make_columns(capacity, self.columns.ancillary | ancillary, self.columns)
         if not ancillary & GRO:
             for i in range(self.vlen):
@@ -325,7 +326,7 @@ cdef class RecvBatch(ColumnBatch):
         try:
             columns = self.columns
             for i in range(columns.count):
-                message = columns.messages[i] if self.ancillary & GRO else i
+                message = min(<Py_ssize_t>columns.messages[i] if self.ancillary & GRO else i, self.vlen - 1)
                 found.append(self.peers.decode(&self.names[message], self.msgvec[message].msg_hdr.msg_namelen))
         finally:
             self.release()
@@ -369,8 +370,9 @@ cdef class RecvBatch(ColumnBatch):
         if self.ancillary:
             read_metadata(columns, index, &d.metadata)
             if columns.messages != NULL and self.ancillary & GRO:
-                message = min(<Py_ssize_t>columns.messages[index], self.vlen - 1)
+                message = columns.messages[index]
         if self.names != NULL:
+            message = min(message, self.vlen - 1)   # as above
             namelen = self.msgvec[message].msg_hdr.msg_namelen
             d.namelen = <int>min(<size_t>namelen, sizeof(c.sockaddr_storage))
             memcpy(&d.name, &self.names[message], <size_t>d.namelen)
@@ -396,7 +398,7 @@ cdef class RecvBatch(ColumnBatch):
         # Shape and strides belong to the view: the next receive changes the count.
         if self.ancillary & GRO:
             raise joined_slots()
-        cdef Py_ssize_t count = self.columns.count
+        cdef Py_ssize_t count = min(self.columns.count, self.vlen)
         cdef bint gaps = self.stride != self.slot_size and count > 1
         if (flags & PyBUF_STRIDES) != PyBUF_STRIDES or flags & PyBUF_F_CONTIGUOUS & ~PyBUF_STRIDES or (
             gaps and flags & (PyBUF_C_CONTIGUOUS | PyBUF_ANY_CONTIGUOUS) & ~PyBUF_STRIDES
