@@ -7,7 +7,6 @@ import hashlib
 import pickle
 import socket
 
-import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -427,4 +426,4 @@ def test_joined_rows_are_never_read_as_slots(closing):
         assert len(batch.addresses()) == len(batch) == (64 if flags == "bad" else 0)
         if flags != "bad":
             assert flags.seen[0] == len(flags.seen[1]) == 64
-            assert numpy.asarray(batch).shape == (0, 65535)
+            assert np.asarray(batch).shape == (0, 65535)
