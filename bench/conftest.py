@@ -4,38 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from fastsock.cli.contestants import Link
-from fastsock.cli.paired import WARM_COUNT, Contestant
+from fastsock.cli.contestants import Kind, Side, has_gro
 
 ROUNDS = 100
 
-Race = Callable[[int, Callable[[Link], Contestant]], None]
+Race = Callable[[int, Kind, str], None]
 
 
 @pytest.fixture
 def race(benchmark: BenchmarkFixture) -> Iterator[Race]:
-    """Time one contestant, on a link of its own; the benchmark's extra_info says how many datagrams."""
+    """Time one contestant of a kind, on a link of its own; extra_info says how many datagrams."""
     with ExitStack() as stack:
 
-        def start(size: int, build: Callable[[Link], Contestant]) -> None:
-            link = stack.enter_context(Link(size))
-            contestant = build(link)
-            count = link.fitting()
+        def start(size: int, kind: Kind, name: str) -> None:
+            side = next(side for side in kind.sides if name in side.table)
+            if side.options.get("gro") and not has_gro():
+                pytest.skip("no UDP GRO here")
+            alone = replace(kind, sides=[Side({name: side.table[name]}, side.options)])
+            (contestant,), count = stack.enter_context(alone.open(size))
+            warm_count = kind.warm_count
             moved = []
 
             def setup() -> None:
-                contestant.prepare(WARM_COUNT + count)
-                contestant.run(WARM_COUNT)
+                contestant.prepare(warm_count + count)
+                contestant.run(warm_count)
 
             def target() -> None:
                 moved.append(contestant.run(count))
 
             def teardown() -> None:
-                contestant.settle(WARM_COUNT + count)
+                contestant.settle(warm_count + count)
 
             benchmark.pedantic(  # type: ignore[no-untyped-call]
                 target, setup=setup, teardown=teardown, rounds=ROUNDS, warmup_rounds=2

@@ -10,9 +10,10 @@ import socket
 import struct
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from fastsock.cli.contestants import Link, Run
+from fastsock.cli.contestants import KINDS, Kind, Link, Run, Side, receive_batch, receivers
 
 SOURCE = Path(__file__).with_name("native.c")
 BUILD = Path(__file__).parent.parent / "build" / "bench"
@@ -32,14 +33,14 @@ def library() -> ctypes.CDLL:
     return ctypes.CDLL(str(target))
 
 
-def checked(call: Callable[..., int], fd: int, *arguments: object) -> Run:
-    def run(count: int) -> int:
-        moved = call(fd, count, *arguments)
-        if moved < 0:
-            raise OSError(-moved, os.strerror(-moved))
-        return moved
+def check(moved: int) -> int:
+    if moved < 0:
+        raise OSError(-moved, os.strerror(-moved))
+    return moved
 
-    return run
+
+def checked(call: Callable[..., int], fd: int, *arguments: object) -> Run:
+    return lambda count: check(call(fd, count, *arguments))
 
 
 def receiver(name: str) -> Callable[[Link], Run]:
@@ -51,6 +52,16 @@ def receiver(name: str) -> Callable[[Link], Run]:
     return build
 
 
+def gro_receiver(name: str) -> Callable[[Link], Run]:
+    def build(link: Link) -> Run:
+        call = library()[name]
+        fd = link.receiver.fileno()
+
+        return lambda count: check(call(fd, count, link.messages(count)))
+
+    return build
+
+
 def c_sendto(link: Link) -> Run:
     host, port = link.address
     address = struct.pack("=H", socket.AF_INET) + struct.pack("!H", port) + socket.inet_aton(host) + bytes(8)
@@ -58,8 +69,12 @@ def c_sendto(link: Link) -> Run:
     return checked(library().c_sendto, link.open_sender.fileno(), payloads, link.size, address, len(address))
 
 
-def c_sendmmsg(link: Link) -> Run:
-    return checked(library().c_sendmmsg, link.sender.fileno(), b"".join(link.payloads), link.size)
+def sender(name: str, *, gso: bool) -> Callable[[Link], Run]:
+    def build(link: Link) -> Run:
+        sock = link.gso_sender if gso else link.sender
+        return checked(library()[name], sock.fileno(), b"".join(link.payloads), link.size)
+
+    return build
 
 
 RECEIVERS: dict[str, Callable[[Link], Run]] = {
@@ -69,4 +84,46 @@ RECEIVERS: dict[str, Callable[[Link], Run]] = {
     "C recvmmsg, columns": receiver("c_recvmmsg_columns"),
 }
 
-SENDERS: dict[str, Callable[[Link], Run]] = {"C sendto": c_sendto, "C sendmmsg": c_sendmmsg}
+GRO_RECEIVERS: dict[str, Callable[[Link], Run]] = {
+    "C GRO": gro_receiver("c_gro"),
+    "C GRO, columns": gro_receiver("c_gro_columns"),
+}
+
+SENDERS: dict[str, Callable[[Link], Run]] = {"C sendto": c_sendto, "C sendmmsg": sender("c_sendmmsg", gso=False)}
+
+GSO_SENDERS: dict[str, Callable[[Link], Run]] = {
+    "C GSO": sender("c_gso", gso=True),
+    "C GSO, gather": sender("c_gso_gather", gso=True),
+}
+
+
+def extended(kind: str, *tables: dict[str, Callable[[Link], Run]]) -> Kind:
+    """A kind of `fastsock bench` with contestants from C: one table for each side."""
+    found = KINDS[kind]
+    sides = [Side({**side.table, **table}, side.options) for side, table in zip(found.sides, tables, strict=True)]
+    return replace(found, sides=sides)
+
+
+STAMPED = "recv_batch, peer and time"
+C_STAMPED = "C recvmmsg, peer and time"
+
+ALL_KINDS = {
+    "receive": extended("receive", RECEIVERS),
+    "receive-gro": extended("receive-gro", {"C recvmmsg": RECEIVERS["C recvmmsg"]}, GRO_RECEIVERS),
+    "send": extended("send", {**SENDERS, **GSO_SENDERS}),
+    "send-gro": extended("send-gro", GSO_SENDERS),
+    "metadata": Kind(
+        "receive, metadata",
+        receivers,
+        [
+            Side({"recv_batch": receive_batch, "C recvmmsg, columns": RECEIVERS["C recvmmsg, columns"]}),
+            Side(
+                {
+                    STAMPED: lambda link: receive_batch(link, addresses=True),
+                    C_STAMPED: receiver("c_recvmmsg_timestamps"),
+                },
+                {"timestamps": True},
+            ),
+        ],
+    ),
+}

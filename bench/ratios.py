@@ -11,14 +11,15 @@ import argparse
 import json
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import native
 
 from fastsock.cli.arguments import parse_count
 from fastsock.cli.bench import environment
-from fastsock.cli.contestants import COUNT, RECEIVERS, SENDERS, Link, Run, receive_many, receivers, senders
-from fastsock.cli.paired import Contestant, Samples, Spread, measure
+from fastsock.cli.contestants import RECEIVERS, Kind, Link, Run, Side, has_gro, receive_many, receivers
+from fastsock.cli.paired import Samples, Spread, measure, spread
 
 ROUNDS = 300
 QUICK_ROUNDS = 60
@@ -62,71 +63,168 @@ TARGETS = [
     # The heap trimmed and refaulted at every batch would show here as 0.6: see docs/design/malloc.md.
     *(Target("vlen 1400 B", f"recv_many({vlen})", "socket.recv", 1.0) for vlen in VLENS),
     Target("timeout 64 B", "Socket.recv", "socket.recv", 2.5),
-    Target("send 64 B", "send_many", "C sendmmsg", within(3)),
-    Target("send 64 B", "send_batch", "C sendmmsg", None),
-    Target("send 64 B", "send_many", "socket.sendto", 1.5),
-    Target("send 64 B", "send_many", "socket.send", None),
-    Target("send 64 B", "sendto_many", "socket.sendto", None),
+    # Joined datagrams. The plain calls drain the same datagrams, from the same sender.
+    Target("receive-gro 64 B", "recv_many, GRO", "socket.recv", 25.0),
+    Target("receive-gro 64 B", "recvfrom_many, GRO", "socket.recvfrom", None),
+    Target("receive-gro 64 B", "recv_batch, GRO", "socket.recv", None),
+    Target("receive-gro 64 B", "recv_many, GRO", "C GRO, columns", None),
+    Target("receive-gro 64 B", "recv_batch, GRO", "C GRO, columns", None),
+    Target("receive-gro 64 B", "recv_batch, GRO", "C GRO", None),
+    Target("receive-gro 1400 B", "recv_many, GRO", "socket.recv", None),
+    Target("receive-gro 1400 B", "recv_many, GRO", "C GRO, columns", None),
+    Target("receive-gro 1400 B", "recv_batch, GRO", "C GRO, columns", None),
+    Target("metadata 64 B", native.STAMPED, native.C_STAMPED, None),
+    # One system call for 64 datagrams on both sides: GSO is off.
+    Target("send 64 B", "send_many, gso off", "C sendmmsg", within(3)),
+    Target("send 64 B", "send_batch, gso off", "C sendmmsg", None),
+    Target("send 64 B", "send_many, gso off", "socket.sendto", None),
+    Target("send 64 B", "sendto_many, gso off", "socket.sendto", None),
     Target("send 64 B", "Socket.send", "socket.send", 1.15),
     Target("send 64 B", "Socket.sendto", "socket.sendto", None),
     Target("send 64 B", "C sendmmsg", "socket.sendto", None),
+    # As they are by default: GSO is on, into a receiver for which the kernel splits again.
+    Target("send 64 B", "send_many", "socket.sendto", 1.5),
+    Target("send 64 B", "send_many", "C GSO, gather", None),
+    Target("send 64 B", "send_batch", "C GSO, gather", None),
+    Target("send 64 B", "sendto_many", "socket.sendto", None),
+    Target("send 64 B", "send_segments", "socket.sendto", 8.0),
+    Target("send 64 B", "send_segments", "C GSO", within(5)),
+    Target("send 64 B", "C GSO", "socket.sendto", None),
+    # And into one that takes them joined: all that is left is the sender's half.
+    Target("send-gro 64 B", "send_segments", "socket.sendto", None),
+    Target("send-gro 64 B", "send_segments", "C GSO", None),
+    Target("send-gro 64 B", "send_many", "socket.sendto", None),
+    Target("send-gro 64 B", "send_many", "C GSO, gather", None),
+    Target("send-gro 64 B", "C GSO", "socket.sendto", None),
+    Target("send 1400 B", "send_segments", "C GSO", within(5)),
+    Target("send 1400 B", "send_many", "C GSO, gather", None),
 ]
 
 
-def vlen_receivers(link: Link) -> list[Contestant]:
-    def build(vlen: int) -> Run:
-        return receive_many(link.receiver.recv_many, vlen)
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """What ``contestant`` takes on top of ``baseline``: nanoseconds per datagram, ``most`` at the most."""
 
-    many = [Contestant(f"recv_many({vlen})", link.fill, build(vlen), link.expect_empty) for vlen in VLENS]
-    return [*receivers(link, names=["socket.recv"]), *many]
+    group: str
+    contestant: str
+    baseline: str
+    most: float | None
+
+    @property
+    def what(self) -> str:
+        return f"{self.group}: {self.contestant} - {self.baseline}"
+
+
+EXTRAS = [
+    Extra("metadata 64 B", native.STAMPED, "recv_batch", 150.0),
+    # What the kernel itself takes for it.
+    Extra("metadata 64 B", native.C_STAMPED, "C recvmmsg, columns", None),
+]
+
+
+def vlen_receiver(vlen: int) -> Callable[[Link], Run]:
+    return lambda link: receive_many(link.receiver.recv_many, vlen)
+
+
+KINDS = {
+    **native.ALL_KINDS,
+    "vlen": Kind(
+        "receive",
+        receivers,
+        [
+            Side(
+                {
+                    "socket.recv": RECEIVERS["socket.recv"],
+                    **{f"recv_many({vlen})": vlen_receiver(vlen) for vlen in VLENS},
+                }
+            )
+        ],
+        count=max(VLENS),
+    ),
+    "timeout": Kind(
+        "receive",
+        receivers,
+        [Side({name: RECEIVERS[name] for name in ("socket.recv", "Socket.recv")}, {"timeout": 1.0})],
+    ),
+}
 
 
 def measure_group(group: str, rounds: int, rng: random.Random) -> Samples:
-    """All contestants of one kind on one link, taking turns."""
-    kind, size, _ = group.split()
-    with Link(int(size), timeout=1.0 if kind == "timeout" else None) as link:
-        if kind == "receive":
-            contestants = receivers(link, {**RECEIVERS, **native.RECEIVERS})
-        elif kind == "vlen":
-            contestants = vlen_receivers(link)
-        elif kind == "timeout":
-            contestants = receivers(link, names=["socket.recv", "Socket.recv"])
-        else:
-            contestants = senders(link, {**SENDERS, **native.SENDERS})
-        count = link.fitting(max(VLENS) if kind == "vlen" else COUNT)
-        return measure(contestants, count, rounds, rng=rng)
+    """All contestants of one kind on their links, taking turns."""
+    name, size, _ = group.split()
+    kind = KINDS[name]
+    with kind.open(int(size)) as (contestants, count):
+        return measure(contestants, count, rounds, warm_count=kind.warm_count, rng=rng)
 
 
-def measure_targets(rounds: int, rng: random.Random) -> tuple[list[Spread], dict[str, dict[str, float]]]:
-    """One whole run: the ratio of every target, and the median cost of every contestant."""
-    groups = {group: measure_group(group, rounds, rng) for group in dict.fromkeys(target.group for target in TARGETS)}
-    ratios = [groups[target.group].ratio(target.contestant, target.baseline) for target in TARGETS]
-    costs = {
-        group: {name: round(samples.cost(name).median, 1) for name in samples.ns} for group, samples in groups.items()
-    }
-    return ratios, costs
+def extra_cost(samples: Samples, extra: Extra) -> Spread:
+    """From the difference of each round."""
+    pairs = zip(samples.ns[extra.contestant], samples.ns[extra.baseline], strict=True)
+    return spread([own - base for own, base in pairs])
 
 
-def is_short(target: Target, measured: Spread) -> bool:
-    return target.least is not None and measured.median < target.least
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One whole run, or the best of several."""
+
+    ratios: list[Spread]
+    extras: list[Spread]
+    costs: dict[str, dict[str, float]]
 
 
-def verdict(target: Target, measured: Spread) -> str:
-    if target.least is None:
+def measure_targets(rounds: int, rng: random.Random) -> Report:
+    """One whole run: every target, and the median cost of every contestant."""
+    names = [*(target.group for target in TARGETS), *(extra.group for extra in EXTRAS)]
+    groups = {group: measure_group(group, rounds, rng) for group in dict.fromkeys(names)}
+    return Report(
+        [groups[target.group].ratio(target.contestant, target.baseline) for target in TARGETS],
+        [extra_cost(groups[extra.group], extra) for extra in EXTRAS],
+        {
+            group: {name: round(samples.cost(name).median, 1) for name in samples.ns}
+            for group, samples in groups.items()
+        },
+    )
+
+
+def best_of(runs: list[Report]) -> Report:
+    """The best of each row; the costs are of the last run."""
+    return Report(
+        [max(row, key=lambda ratio: ratio.median) for row in zip(*(run.ratios for run in runs), strict=True)],
+        [min(row, key=lambda extra: extra.median) for row in zip(*(run.extras for run in runs), strict=True)],
+        runs[-1].costs,
+    )
+
+
+def is_short(row: Target | Extra, measured: Spread) -> bool:
+    if isinstance(row, Target):
+        return row.least is not None and measured.median < row.least
+    return row.most is not None and measured.median > row.most
+
+
+def verdict(row: Target | Extra, measured: Spread) -> str:
+    if (row.least if isinstance(row, Target) else row.most) is None:
         return ""
-    return "short" if is_short(target, measured) else "ok"
+    return "short" if is_short(row, measured) else "ok"
 
 
-def print_table(ratios: list[Spread], costs: dict[str, dict[str, float]]) -> None:
+def print_tables(report: Report) -> None:
     width = max(len(target.what) for target in TARGETS)
-    print(f"{'':{width}}  ratio  [quartiles]   ns/datagram  target")
-    for target, measured in zip(TARGETS, ratios, strict=True):
-        cost = costs[target.group]
+    print(f"{'':{width}}  ratio  [quartiles]      ns/datagram  target")
+    for target, measured in zip(TARGETS, report.ratios, strict=True):
+        cost = report.costs[target.group]
         least = "" if target.least is None else f"{target.least:.2f}"
         print(
-            f"{target.what:{width}}  {measured.median:5.2f}  [{measured.low:.2f}-{measured.high:.2f}]"
-            f"  {cost[target.contestant]:5.0f} /{cost[target.baseline]:5.0f}"
+            f"{target.what:{width}}  {measured.median:5.2f}  [{measured.low:5.2f}-{measured.high:5.2f}]"
+            f"  {cost[target.contestant]:6.1f} /{cost[target.baseline]:6.1f}"
             f"  {least:>6} {verdict(target, measured)}".rstrip()
+        )
+    width = max(len(extra.what) for extra in EXTRAS)
+    print(f"\n{'':{width}}     ns  [quartiles]  at most")
+    for extra, measured in zip(EXTRAS, report.extras, strict=True):
+        most = "" if extra.most is None else f"{extra.most:.0f}"
+        print(
+            f"{extra.what:{width}}  {measured.median:5.1f}  [{measured.low:.1f}-{measured.high:.1f}]"
+            f"  {most:>4} {verdict(extra, measured)}".rstrip()
         )
 
 
@@ -143,22 +241,27 @@ def main() -> int:
     seed = random.randrange(1 << 32) if args.seed is None else args.seed
     rng = random.Random(seed)
 
-    runs = [measure_targets(rounds, rng) for _ in range(args.best_of)]
-    best = [max(ratios, key=lambda ratio: ratio.median) for ratios in zip(*(run[0] for run in runs), strict=True)]
-    costs = runs[-1][1]
+    if not has_gro():
+        raise SystemExit("this kernel has no UDP GRO, or FASTSOCK_GRO=0 is set")
+    report = best_of([measure_targets(rounds, rng) for _ in range(args.best_of)])
     if args.json:
         rows = [
             {**asdict(target), "ratio": asdict(measured), "verdict": verdict(target, measured)}
-            for target, measured in zip(TARGETS, best, strict=True)
+            for target, measured in zip(TARGETS, report.ratios, strict=True)
+        ]
+        extras = [
+            {**asdict(extra), "ns": asdict(measured), "verdict": verdict(extra, measured)}
+            for extra, measured in zip(EXTRAS, report.extras, strict=True)
         ]
         about = {"environment": environment(), "seed": seed, "rounds": rounds, "best_of": args.best_of}
-        print(json.dumps({**about, "targets": rows, "ns": costs}))
+        print(json.dumps({**about, "targets": rows, "extras": extras, "ns": report.costs}))
     else:
         about = environment()
         print(f"Linux {about['kernel']}, {about['cpus']} CPUs, Python {about['python']}, fastsock {about['fastsock']};")
         print(f"{rounds} rounds, best of {args.best_of}; ns per datagram from the last run\n")
-        print_table(best, costs)
-    return int(args.check and any(map(is_short, TARGETS, best)))
+        print_tables(report)
+    shorts = [*map(is_short, TARGETS, report.ratios), *map(is_short, EXTRAS, report.extras)]
+    return int(args.check and any(shorts))
 
 
 if __name__ == "__main__":

@@ -6,14 +6,11 @@ from collections.abc import Callable
 import native
 import pytest
 
-from fastsock.cli.contestants import RECEIVERS, Link, Run, receivers
-
-TABLE = {**RECEIVERS, **native.RECEIVERS}
+CASES = [(kind, name) for kind in ("receive", "receive-gro", "metadata") for name in native.ALL_KINDS[kind].names]
 
 
 @pytest.mark.parametrize("size", [64, 1400])
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize(("kind", "name"), CASES)
 @pytest.mark.benchmark(timer=time.thread_time, disable_gc=True, group="receive")
-def test_receive(race: Callable[..., None], size: int, name: str) -> None:
-    table: dict[str, Callable[[Link], Run]] = {name: TABLE[name]}
-    race(size, lambda link: receivers(link, table)[0])
+def test_receive(race: Callable[..., None], kind: str, name: str, size: int) -> None:
+    race(size, native.ALL_KINDS[kind], name)

@@ -6,14 +6,11 @@ from collections.abc import Callable
 import native
 import pytest
 
-from fastsock.cli.contestants import SENDERS, Link, Run, senders
-
-TABLE = {**SENDERS, **native.SENDERS}
+CASES = [(kind, name) for kind in ("send", "send-gro") for name in native.ALL_KINDS[kind].names]
 
 
 @pytest.mark.parametrize("size", [64, 1400])
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize(("kind", "name"), CASES)
 @pytest.mark.benchmark(timer=time.thread_time, disable_gc=True, group="send")
-def test_send(race: Callable[..., None], size: int, name: str) -> None:
-    table: dict[str, Callable[[Link], Run]] = {name: TABLE[name]}
-    race(size, lambda link: senders(link, table)[0])
+def test_send(race: Callable[..., None], kind: str, name: str, size: int) -> None:
+    race(size, native.ALL_KINDS[kind], name)

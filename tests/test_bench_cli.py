@@ -7,13 +7,18 @@ import pytest
 
 import fastsock
 from fastsock.cli import bench
-from fastsock.cli.contestants import BASELINES, RECEIVERS, SENDERS, VLEN
+from fastsock.cli.contestants import KINDS, VLEN, Kind, has_gro
+from fastsock.cli.paired import measure
 
 
 def parse(*argv):
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
     return parser.parse_args(argv)
+
+
+def kinds_here():
+    return {name: kind for name, kind in KINDS.items() if has_gro() or not kind.needs_gro}
 
 
 def test_json(capsys):
@@ -26,18 +31,16 @@ def test_json(capsys):
     assert found["environment"]["fastsock"] == fastsock.__version__
     assert found["environment"].keys() == {"kernel", "machine", "cpus", "python", "implementation", "fastsock"}
     assert [(group["kind"], group["size"]) for group in found["groups"]] == [
-        ("receive", 64),
-        ("receive", 300),
-        ("send", 64),
-        ("send", 300),
+        (kind, size) for kind in kinds_here() for size in (64, 300)
     ]
     for group in found["groups"]:
         assert group["rounds"] == 1
         assert group["count"] >= VLEN
         assert group["count"] % VLEN == 0
-        assert [row["name"] for row in group["results"]] == list(RECEIVERS if group["kind"] == "receive" else SENDERS)
+        kind = KINDS[group["kind"]]
+        assert [row["name"] for row in group["results"]] == kind.names
         for row in group["results"]:
-            assert row["baseline"] == BASELINES[row["name"]]
+            assert row["baseline"] == kind.baselines[row["name"]]
             for values in (row["ns"], row["ratio"]):
                 assert values.keys() == {"median", "low", "high"}
                 assert 0 < values["low"] <= values["median"] <= values["high"]
@@ -51,15 +54,17 @@ def test_table(capsys):
     out = capsys.readouterr().out
     assert out.startswith("Linux ")
     assert f"fastsock {fastsock.__version__}" in out
-    for name in BASELINES:
-        assert name in out
+    for kind in kinds_here().values():
+        assert kind.title in out
+        for name in kind.names:
+            assert name in out
 
 
 def test_table_of_two_sizes_fits_80_columns(capsys, monkeypatch):
     pytest.importorskip("rich")
     monkeypatch.setenv("COLUMNS", "80")
 
-    def measure(contestants, count, rounds, *, budget_s, rng):
+    def measure(contestants, count, rounds, *, warm_count, budget_s, rng):
         return bench.Samples({contestant.name: [9876.5] for contestant in contestants})
 
     monkeypatch.setattr(bench, "measure", measure)
@@ -72,7 +77,7 @@ def test_table_of_two_sizes_fits_80_columns(capsys, monkeypatch):
 def test_quick_keeps_to_its_budget(monkeypatch):
     budgets = []
 
-    def measure(contestants, count, rounds, *, budget_s, rng):
+    def measure(contestants, count, rounds, *, warm_count, budget_s, rng):
         budgets.append(budget_s)
         return bench.Samples({contestant.name: [1.0] for contestant in contestants})
 
@@ -84,7 +89,36 @@ def test_quick_keeps_to_its_budget(monkeypatch):
     assert sum(budgets) == pytest.approx(bench.BUDGET_S)
     budgets.clear()
     assert bench.run(parse("--json", "--quick", "--rounds", "3")) == 0
-    assert budgets == [None] * 4
+    assert budgets == [None] * 2 * len(kinds_here())
+
+
+def test_what_needs_gro_is_left_out_without_it(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "has_gro", lambda: False)
+    assert bench.run(parse("--json", "--rounds", "1", "--sizes", "64")) == 0
+    assert [group["kind"] for group in json.loads(capsys.readouterr().out)["groups"]] == ["receive", "send"]
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_every_contestant_has_a_baseline_of_its_kind(kind):
+    assert {kind.baselines[name] for name in kind.names} <= set(kind.names)
+
+
+# Below one message of joined datagrams, the most that one holds, two messages, many.
+@pytest.mark.parametrize("size", [1, 64, 1023, 1024, 1400, 9000])
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.needs_gro])
+def test_gro_contestants_move_what_they_say(name, size):
+    if not has_gro():
+        pytest.skip("no UDP GRO here")
+    kind = KINDS[name]
+    shorter = Kind(kind.title, kind.contestants, kind.sides, kind.baselines, VLEN, VLEN)
+    with shorter.open(size) as (contestants, count):
+        assert count == VLEN
+        batches = [contestant for contestant in contestants if contestant.name == "recv_batch, GRO"]
+        others = [contestant for contestant in contestants if contestant not in batches]
+        assert measure(others, count, 1, warm_count=VLEN).rounds == 1
+    if batches:  # takes GRO_VLEN messages at once
+        with kind.open(size) as (contestants, count):
+            assert measure(contestants, count, 1, warm_count=kind.warm_count).rounds == 1
 
 
 @pytest.mark.parametrize("text", ["", "64,", "x", "0", "65508", "-1", "1.5"])

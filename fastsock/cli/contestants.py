@@ -13,18 +13,27 @@ import select
 import socket
 import struct
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cache
 from itertools import repeat
 from types import TracebackType
 from typing import Any, Self
 
-from fastsock import RecvBatch, SendBatch, bind_udp, connect_udp
+from fastsock import RecvBatch, SendBatch, Socket, bind_udp, connect_udp
 from fastsock.cli.paired import WARM_COUNT, Contestant
 
 VLEN = 64
 """Payloads per send call; counts are multiples of it."""
 COUNT = 512
 """Datagrams that are timed per turn, where the receive buffer has room for them."""
+GRO_VLEN = 8
+"""Kernel messages per call with UDP GRO, where a batch is of fixed size."""
+GRO_WARM_COUNT = GRO_VLEN * VLEN
+"""Datagrams moved before the clock starts, with GRO: no fewer than one full call takes."""
+MAX_SEGMENT_BYTES = 65507
+"""What one message of joined datagrams may hold over IPv4."""
 RCVBUF = 8 << 20
 # A lost datagram makes a receive fail after this long, instead of waiting for ever.
 GIVE_UP_S = 5
@@ -33,24 +42,35 @@ Run = Callable[[int], int]
 
 
 class Link:
-    """A receiver and two senders on 127.0.0.1, each with a twin from the standard library.
+    """A receiver and its senders on 127.0.0.1, with twins from the standard library.
+
+    ``sender`` and ``gso_sender`` are connected to the receiver, ``open_sender`` and
+    ``open_gso_sender`` to nothing.
 
     Args:
         size: Bytes of each payload.
         timeout: Set on the receiver and its twin; None leaves both blocking.
         rcvbuf: Bytes of receive buffer to ask for; less is fine (see ``fitting``).
+        gso: Fill the receiver with joined datagrams (UDP_SEGMENT), VLEN at a time.
+        options: Of the receiver: ``gro``, ``timestamps``, as ``bind_udp`` takes them.
     """
 
-    def __init__(self, size: int, *, timeout: float | None = None, rcvbuf: int = RCVBUF) -> None:
+    def __init__(
+        self, size: int, *, timeout: float | None = None, rcvbuf: int = RCVBUF, gso: bool = False, **options: Any
+    ) -> None:
         self.size = size
         self.bufsize = max(2048, size)
+        self.messages_of_vlen = -(-VLEN // min(VLEN, max(1, MAX_SEGMENT_BYTES // size)))
         self.payloads = [index.to_bytes(2, "big").ljust(size, b"x")[:size] for index in range(VLEN)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            self.receiver = bind_udp(("127.0.0.1", 0), rcvbuf=rcvbuf)
+            self.receiver = bind_udp(("127.0.0.1", 0), rcvbuf=rcvbuf, **options)
         self.address = self.receiver.getsockname()
-        self.sender = connect_udp(self.address, gso=False)  # datagrams as other programs send them
-        self.open_sender = bind_udp(("127.0.0.1", 0))
+        self.sender = connect_udp(self.address, gso=False)
+        self.gso_sender = connect_udp(self.address)
+        self.open_sender = bind_udp(("127.0.0.1", 0), gso=False)
+        self.open_gso_sender = bind_udp(("127.0.0.1", 0))
+        self.filler = self.gso_sender if gso else self.sender
         self.std_receiver = twin(self.receiver.fileno())
         self.std_sender = twin(self.sender.fileno())
         self.std_open_sender = twin(self.open_sender.fileno())
@@ -64,7 +84,7 @@ class Link:
     def close(self) -> None:
         for sock in (self.std_receiver, self.std_sender, self.std_open_sender):
             sock.close()
-        for own in (self.receiver, self.sender, self.open_sender):
+        for own in (self.receiver, self.sender, self.gso_sender, self.open_sender, self.open_gso_sender):
             own.close()
 
     def __enter__(self) -> Self:
@@ -78,7 +98,7 @@ class Link:
     def offer(self, count: int) -> None:
         """Send ``count`` datagrams, whether or not they fit."""
         while count > 0:
-            count -= self.sender.send_many(self.payloads[:count])
+            count -= self.filler.send_many(self.payloads[:count])
 
     def fill(self, count: int) -> None:
         """Queue ``count`` datagrams; OSError (ENOBUFS) where the kernel dropped one."""
@@ -87,6 +107,10 @@ class Link:
         dropped = self.dropped() - before
         if dropped:
             raise OSError(errno.ENOBUFS, f"{dropped} of {count} datagrams of {self.size} bytes were dropped")
+
+    def messages(self, count: int) -> int:
+        """The kernel messages that ``count`` datagrams, a multiple of VLEN, are joined in by GSO."""
+        return count // VLEN * self.messages_of_vlen
 
     def dropped(self) -> int:
         """The kernel's count of drops, or 0 where it has none: `drain` counts all the same."""
@@ -162,8 +186,38 @@ def receive_many(receive: Callable[[int], Sequence[object]], vlen: int) -> Run:
     return run
 
 
-def receive_batch(link: Link) -> Run:
-    batch = RecvBatch(VLEN, link.bufsize)
+def receive_batch(link: Link, *, addresses: bool = False) -> Run:
+    batch = RecvBatch(VLEN, link.bufsize, addresses=addresses)
+    receive = link.receiver.recv_batch
+
+    def run(count: int) -> int:
+        done = 0
+        while done < count:
+            done += receive(batch)
+        return done
+
+    return run
+
+
+@cache
+def even_vlen(messages: int) -> int:
+    """The most messages per call, up to VLEN, by which so many are taken in whole calls."""
+    return next(vlen for vlen in range(min(VLEN, messages), 0, -1) if messages % vlen == 0)
+
+
+def receive_many_gro(link: Link, receive: Callable[[int], Sequence[object]]) -> Run:
+    def run(count: int) -> int:
+        step = even_vlen(link.messages(count))
+        done = 0
+        while done < count:
+            done += len(receive(step))
+        return done
+
+    return run
+
+
+def receive_batch_gro(link: Link) -> Run:
+    batch = RecvBatch(GRO_VLEN, 65535)
     receive = link.receiver.recv_batch
 
     def run(count: int) -> int:
@@ -205,11 +259,25 @@ def send_many(send: Callable[..., int], *arguments: object) -> Run:
     return run
 
 
-def send_batch(link: Link) -> Run:
+def send_batch(sender: Socket, link: Link) -> Run:
     batch = SendBatch(VLEN, link.bufsize)
     for payload in link.payloads:
         batch.append(payload)
-    return send_many(link.sender.send_batch, batch)
+    return send_many(sender.send_batch, batch)
+
+
+def send_segments(link: Link) -> Run:
+    send = link.gso_sender.send_segments
+    payload = b"".join(link.payloads)
+    size = link.size
+
+    def run(count: int) -> int:
+        nbytes = 0
+        for _ in repeat(None, count // VLEN):
+            nbytes += send(payload, size)
+        return nbytes // size
+
+    return run
 
 
 # --- the tables ----------------------------------------------------------------------------
@@ -228,16 +296,39 @@ RECEIVERS: dict[str, Callable[[Link], Run]] = {
     "recv_batch": receive_batch,
 }
 
+# Into a receiver that was told of UDP GRO, from a sender that joins: VLEN datagrams or, at
+# 1400 bytes, 46 and 18 to a message. The first two, on a plain receiver, find the same
+# datagrams one by one.
+SPLIT_RECEIVERS: dict[str, Callable[[Link], Run]] = {
+    name: RECEIVERS[name] for name in ("socket.recv", "socket.recvfrom")
+}
+GRO_RECEIVERS: dict[str, Callable[[Link], Run]] = {
+    "recv_many, GRO": lambda link: receive_many_gro(link, link.receiver.recv_many),
+    "recvfrom_many, GRO": lambda link: receive_many_gro(link, link.receiver.recvfrom_many),
+    "recv_batch, GRO": receive_batch_gro,
+}
+
 # send and send_many on a connected socket, sendto and sendto_many on another that is not;
-# send_batch sends one batch, filled once, over and over.
+# send_batch sends one batch, filled once, over and over. GSO is on, as it is by default,
+# where the name does not say that it is off.
 SENDERS: dict[str, Callable[[Link], Run]] = {
     "socket.sendto": lambda link: send_each_to(link.std_open_sender.sendto, link.payloads, link.address),
     "socket.send": lambda link: send_each(link.std_sender.send, link.payloads),
     "Socket.sendto": lambda link: send_each_to(link.open_sender.sendto, link.payloads, link.address),
     "Socket.send": lambda link: send_each(link.sender.send, link.payloads),
-    "sendto_many": lambda link: send_many(link.open_sender.sendto_many, link.payloads, link.address),
-    "send_many": lambda link: send_many(link.sender.send_many, link.payloads),
-    "send_batch": send_batch,
+    "sendto_many, gso off": lambda link: send_many(link.open_sender.sendto_many, link.payloads, link.address),
+    "sendto_many": lambda link: send_many(link.open_gso_sender.sendto_many, link.payloads, link.address),
+    "send_many, gso off": lambda link: send_many(link.sender.send_many, link.payloads),
+    "send_batch, gso off": lambda link: send_batch(link.sender, link),
+    "send_many": lambda link: send_many(link.gso_sender.send_many, link.payloads),
+    "send_batch": lambda link: send_batch(link.gso_sender, link),
+    "send_segments": send_segments,
+}
+
+# Where the receiver takes joined datagrams, the kernel does not split them on loopback.
+GRO_SENDERS: dict[str, Callable[[Link], Run]] = {
+    name: SENDERS[name]
+    for name in ("socket.sendto", "sendto_many", "socket.send", "send_many", "send_batch", "send_segments")
 }
 
 BASELINES = {
@@ -255,9 +346,20 @@ BASELINES = {
     "socket.send": "socket.send",
     "Socket.sendto": "socket.sendto",
     "Socket.send": "socket.send",
+    "sendto_many, gso off": "socket.sendto",
     "sendto_many": "socket.sendto",
+    "send_many, gso off": "socket.send",
+    "send_batch, gso off": "socket.send",
     "send_many": "socket.send",
     "send_batch": "socket.send",
+    "send_segments": "socket.send",
+}
+GRO_BASELINES = {
+    "socket.recv": "socket.recv",
+    "socket.recvfrom": "socket.recvfrom",
+    "recv_many, GRO": "socket.recv",
+    "recvfrom_many, GRO": "socket.recvfrom",
+    "recv_batch, GRO": "socket.recv",
 }
 
 
@@ -274,3 +376,78 @@ def receivers(
 def senders(link: Link, table: Mapping[str, Callable[[Link], Run]] = SENDERS) -> list[Contestant]:
     """Contestants that send to the empty receiver of ``link``, which is drained behind each."""
     return [Contestant(name, link.expect_empty, build(link), link.drain) for name, build in table.items()]
+
+
+# --- what takes turns in one measurement ------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Contestants that share one link, and the options that it is made with."""
+
+    table: Mapping[str, Callable[[Link], Run]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Contestants that are compared with each other, on one link or on two.
+
+    Args:
+        title: For people.
+        contestants: ``receivers`` or ``senders``.
+        sides: One link each.
+        baselines: Which contestant each is compared with by `fastsock bench`.
+        count: Datagrams that are timed per turn, where there is room for them.
+        warm_count: Datagrams that are moved right before.
+    """
+
+    title: str
+    contestants: Callable[[Link, Mapping[str, Callable[[Link], Run]]], list[Contestant]]
+    sides: Sequence[Side]
+    baselines: Mapping[str, str] = field(default_factory=dict)
+    count: int = COUNT
+    warm_count: int = WARM_COUNT
+
+    @property
+    def names(self) -> list[str]:
+        return [name for side in self.sides for name in side.table]
+
+    @property
+    def needs_gro(self) -> bool:
+        return any(side.options.get("gro") for side in self.sides)
+
+    @contextmanager
+    def open(self, size: int) -> Iterator[tuple[list[Contestant], int]]:
+        """The contestants on their links, and the datagrams that all of them can move at once."""
+        with ExitStack() as stack:
+            links = [stack.enter_context(Link(size, **side.options)) for side in self.sides]
+            contestants = [
+                contestant
+                for link, side in zip(links, self.sides, strict=True)
+                for contestant in self.contestants(link, side.table)
+            ]
+            yield contestants, min(link.fitting(self.count, self.warm_count) for link in links)
+
+
+GSO_FILLED = {"gso": True}
+GRO_FILLED = {"gso": True, "gro": True}
+
+KINDS = {
+    "receive": Kind("receive", receivers, [Side(RECEIVERS)], BASELINES),
+    "receive-gro": Kind(
+        "receive, GSO sender",
+        receivers,
+        [Side(SPLIT_RECEIVERS, GSO_FILLED), Side(GRO_RECEIVERS, GRO_FILLED)],
+        GRO_BASELINES,
+        warm_count=GRO_WARM_COUNT,
+    ),
+    "send": Kind("send", senders, [Side(SENDERS)], BASELINES),
+    "send-gro": Kind("send, GRO receiver", senders, [Side(GRO_SENDERS, GRO_FILLED)], BASELINES),
+}
+
+
+def has_gro() -> bool:
+    """Whether a socket that asks for UDP GRO gets it here."""
+    with bind_udp(("127.0.0.1", 0), gro=True) as sock:
+        return sock.gro

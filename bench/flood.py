@@ -1,0 +1,167 @@
+"""How many datagrams a second does each way to receive take in, live, while more are sent than it can take?
+
+    python bench/flood.py [--size 64] [--seconds 1] [--samples 5] [--rcvbuf BYTES] [--json]
+
+A second process, on a CPU of its own, sends without a pause: C, with UDP_SEGMENT. Only what
+was received is counted. Lost is the share of what was sent meanwhile that was not received.
+Drops are the kernel's own count (SO_MEMINFO); a message of joined datagrams that finds no
+room at a receiver with UDP GRO counts once there, which `datagrams per drop` shows. CPU time
+is the receiving thread's.
+
+Floods vary two- or threefold between samples. The ways take turns in an order shuffled anew,
+and the median is shown with the extremes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import mmap
+import os
+import random
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import native
+
+from fastsock.cli.arguments import parse_count, parse_seconds, size_between
+from fastsock.cli.bench import environment
+from fastsock.cli.contestants import GRO_RECEIVERS, RCVBUF, RECEIVERS, VLEN, Link, Run, has_gro
+
+# Datagrams between two looks at the clock.
+STEP = 64 * VLEN
+
+WAYS: dict[str, Callable[[Link], Run]] = {
+    "socket.recv": RECEIVERS["socket.recv"],
+    "C recvmmsg": native.RECEIVERS["C recvmmsg"],
+    "recv_many": RECEIVERS["recv_many(64)"],
+    "recv_batch": RECEIVERS["recv_batch"],
+}
+GRO_WAYS: dict[str, Callable[[Link], Run]] = {**native.GRO_RECEIVERS, **GRO_RECEIVERS}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One flood, as one way to receive saw it."""
+
+    received: int
+    sent: int
+    drops: int
+    """As the kernel counts them."""
+    seconds: float
+    cpu_ns: int
+
+    @property
+    def per_s(self) -> float:
+        return self.received / self.seconds
+
+    @property
+    def lost(self) -> float:
+        return max(0.0, 1 - self.received / self.sent)
+
+    @property
+    def ns(self) -> float:
+        """CPU time of the receiving thread, per datagram received."""
+        return self.cpu_ns / self.received
+
+    @property
+    def per_drop(self) -> float:
+        """Datagrams that were lost for each drop that the kernel counted."""
+        return (self.sent - self.received) / self.drops if self.drops else 0.0
+
+
+@contextmanager
+def flooded(link: Link, cpu: int | None) -> Iterator[ctypes.c_int64]:
+    """Have a child send to the link until the end of the block; gives its count of datagrams sent."""
+    shared = mmap.mmap(-1, mmap.PAGESIZE)
+    sent = ctypes.c_int64.from_buffer(shared)
+    native.library()
+    child = os.fork()
+    if child == 0:
+        try:
+            if cpu is not None:
+                os.sched_setaffinity(0, {cpu})
+            payloads = b"".join(link.payloads)
+            native.library().c_flood(link.gso_sender.fileno(), payloads, link.size, ctypes.byref(sent))
+        finally:
+            os._exit(1)
+    try:
+        yield sent
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def sample(way: str, size: int, seconds: float, rcvbuf: int, sender_cpu: int | None) -> Sample:
+    """Receive one way for so many seconds."""
+    gro = way in GRO_WAYS
+    with Link(size, rcvbuf=rcvbuf, gso=True, gro=gro) as link:
+        run = (GRO_WAYS if gro else WAYS)[way](link)
+        with flooded(link, sender_cpu) as sent:
+            run(STEP)
+            offered, drops = sent.value, link.dropped()
+            begin, cpu_begin = time.monotonic(), time.thread_time_ns()
+            received = 0
+            now = begin
+            while now - begin < seconds:
+                received += run(STEP)
+                now = time.monotonic()
+            cpu_ns = time.thread_time_ns() - cpu_begin
+            return Sample(received, sent.value - offered, link.dropped() - drops, now - begin, cpu_ns)
+
+
+def collect(ways: list[str], args: argparse.Namespace) -> dict[str, list[Sample]]:
+    cpus = sorted(os.sched_getaffinity(0))
+    apart = len(cpus) > 1
+    if apart:
+        os.sched_setaffinity(0, {cpus[0]})
+    samples: dict[str, list[Sample]] = {way: [] for way in ways}
+    rng = random.Random()
+    for _ in range(args.samples):
+        for way in rng.sample(ways, len(ways)):
+            cpu = cpus[1] if apart else None
+            samples[way].append(sample(way, args.size, args.seconds, args.rcvbuf, cpu))
+    return samples
+
+
+def print_table(samples: dict[str, list[Sample]]) -> None:
+    print(f"{'':18}  received/s, M  [least-most]   x recv   ns CPU    lost     drops/s  datagrams per drop")
+    base = statistics.median(one.per_s for one in samples["socket.recv"])
+    for way, taken in samples.items():
+        rates = [one.per_s for one in taken]
+        rate = statistics.median(rates)
+        print(
+            f"{way:18}  {rate / 1e6:13.2f}  [{min(rates) / 1e6:5.2f}-{max(rates) / 1e6:5.2f}]  {rate / base:6.1f}"
+            f"  {statistics.median(one.ns for one in taken):7.1f}  {statistics.median(one.lost for one in taken):6.1%}"
+            f"  {statistics.median(one.drops / one.seconds for one in taken):10,.0f}"
+            f"  {statistics.median(one.per_drop for one in taken):18.1f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=size_between(1, 2048), default=64, help="bytes of each payload")
+    parser.add_argument("--seconds", type=parse_seconds, default=1.0, help="of each sample")
+    parser.add_argument("--samples", type=parse_count, default=5)
+    parser.add_argument("--rcvbuf", type=size_between(4096, 1 << 30), default=RCVBUF)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args()
+    ways = [*WAYS, *(GRO_WAYS if has_gro() else ())]
+    samples = collect(ways, args)
+    if args.json:
+        found = {way: [asdict(one) for one in taken] for way, taken in samples.items()}
+        print(json.dumps({"environment": environment(), "size": args.size, "rcvbuf": args.rcvbuf, "samples": found}))
+        return
+    about = environment()
+    print(f"Linux {about['kernel']}, {about['cpus']} CPUs, Python {about['python']}, fastsock {about['fastsock']};")
+    print(f"{args.samples} samples of {args.seconds} s, {args.size} B, receive buffer {args.rcvbuf} bytes\n")
+    print_table(samples)
+
+
+if __name__ == "__main__":
+    main()
