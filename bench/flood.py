@@ -6,7 +6,8 @@ A second process, on a CPU of its own, sends without a pause: C, with UDP_SEGMEN
 was received is counted. Lost is the share of what was sent meanwhile that was not received.
 Drops are the kernel's own count (SO_MEMINFO); a message of joined datagrams that finds no
 room at a receiver with UDP GRO counts once there, which `datagrams per drop` shows. CPU time
-is the receiving thread's.
+is the receiving thread's, and `of a CPU` what it got: well below 100 % something else ran on
+its CPU, and datagrams/s mean little.
 
 Floods vary two- or threefold between samples. The ways take turns in an order shuffled anew,
 and the median is shown with the extremes.
@@ -70,6 +71,10 @@ class Sample:
         return self.cpu_ns / self.received
 
     @property
+    def cpu_share(self) -> float:
+        return self.cpu_ns / self.seconds / 1e9
+
+    @property
     def per_drop(self) -> float:
         """Datagrams that were lost for each drop that the kernel counted."""
         return (self.sent - self.received) / self.drops if self.drops else 0.0
@@ -130,14 +135,15 @@ def collect(ways: list[str], args: argparse.Namespace) -> dict[str, list[Sample]
 
 
 def print_table(samples: dict[str, list[Sample]]) -> None:
-    print(f"{'':18}  received/s, M  [least-most]   x recv   ns CPU    lost     drops/s  datagrams per drop")
+    print(f"{'':18}  received/s, M  [least-most]   x recv   ns CPU  of a CPU    lost     drops/s  datagrams per drop")
     base = statistics.median(one.per_s for one in samples["socket.recv"])
     for way, taken in samples.items():
         rates = [one.per_s for one in taken]
         rate = statistics.median(rates)
         print(
             f"{way:18}  {rate / 1e6:13.2f}  [{min(rates) / 1e6:5.2f}-{max(rates) / 1e6:5.2f}]  {rate / base:6.1f}"
-            f"  {statistics.median(one.ns for one in taken):7.1f}  {statistics.median(one.lost for one in taken):6.1%}"
+            f"  {statistics.median(one.ns for one in taken):7.1f}  {statistics.median(one.cpu_share for one in taken):8.0%}"
+            f"  {statistics.median(one.lost for one in taken):6.1%}"
             f"  {statistics.median(one.drops / one.seconds for one in taken):10,.0f}"
             f"  {statistics.median(one.per_drop for one in taken):18.1f}"
         )
@@ -152,12 +158,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     ways = [*WAYS, *(GRO_WAYS if has_gro() else ())]
+    about = environment()
     samples = collect(ways, args)
     if args.json:
         found = {way: [asdict(one) for one in taken] for way, taken in samples.items()}
-        print(json.dumps({"environment": environment(), "size": args.size, "rcvbuf": args.rcvbuf, "samples": found}))
+        print(json.dumps({"environment": about, "size": args.size, "rcvbuf": args.rcvbuf, "samples": found}))
         return
-    about = environment()
     print(f"Linux {about['kernel']}, {about['cpus']} CPUs, Python {about['python']}, fastsock {about['fastsock']};")
     print(f"{args.samples} samples of {args.seconds} s, {args.size} B, receive buffer {args.rcvbuf} bytes\n")
     print_table(samples)
