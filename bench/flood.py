@@ -135,17 +135,20 @@ def collect(ways: list[str], args: argparse.Namespace) -> dict[str, list[Sample]
 
 
 def print_table(samples: dict[str, list[Sample]]) -> None:
+    def middle(taken: list[Sample], of: Callable[[Sample], float]) -> float:
+        return statistics.median(map(of, taken))
+
     print(f"{'':18}  received/s, M  [least-most]   x recv   ns CPU  of a CPU    lost     drops/s  datagrams per drop")
-    base = statistics.median(one.per_s for one in samples["socket.recv"])
+    base = middle(samples["socket.recv"], lambda one: one.per_s)
     for way, taken in samples.items():
         rates = [one.per_s for one in taken]
         rate = statistics.median(rates)
         print(
             f"{way:18}  {rate / 1e6:13.2f}  [{min(rates) / 1e6:5.2f}-{max(rates) / 1e6:5.2f}]  {rate / base:6.1f}"
-            f"  {statistics.median(one.ns for one in taken):7.1f}  {statistics.median(one.cpu_share for one in taken):8.0%}"
-            f"  {statistics.median(one.lost for one in taken):6.1%}"
-            f"  {statistics.median(one.drops / one.seconds for one in taken):10,.0f}"
-            f"  {statistics.median(one.per_drop for one in taken):18.1f}"
+            f"  {middle(taken, lambda one: one.ns):7.1f}  {middle(taken, lambda one: one.cpu_share):8.0%}"
+            f"  {middle(taken, lambda one: one.lost):6.1%}"
+            f"  {middle(taken, lambda one: one.drops / one.seconds):10,.0f}"
+            f"  {middle(taken, lambda one: one.per_drop):18.1f}"
         )
 
 
