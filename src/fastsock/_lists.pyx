@@ -185,16 +185,19 @@ cdef class ListBatch(RecvBatch):
         return fresh
 
     cdef PyObject *new_reference(self, Py_ssize_t index, Py_ssize_t position, size_t *heap_bytes) except NULL:
-        """A new reference to what `payload` gives; by the shortest way for joined datagrams."""
+        """A new reference to what `payload` gives, by the shortest way to what is written again."""
         cdef PyObject *old
         cdef Py_ssize_t size
         cdef bytes fresh
-        if not self.lending and position < KEPT_PAYLOADS:
+        if position < KEPT_PAYLOADS and (
+            not self.lending or (index == position and self.iov[2 * index].iov_len == 0)
+        ):
             old = self.young.kept[position]
             size = self.columns.lengths[index]
             if old != NULL and bytes_size(old) == size and c.fastsock_is_sole(old):
                 memcpy(bytes_start(old), self.arena + self.columns.offsets[index], <size_t>size)
                 c.fastsock_again(old)
+                self.young.steady[position] = True
                 c_incref(old)
                 return old
         fresh = self.payload(index, position, heap_bytes)
