@@ -20,6 +20,7 @@ from fastsock._recvbatch cimport GRO_SLOT_SIZE, RecvBatch, new_bytes
 cdef extern from "Python.h":
     PyObject *PyTuple_New(Py_ssize_t size) except NULL
     void PyTuple_SET_ITEM(PyObject *tuple, Py_ssize_t index, PyObject *item)
+    void PyObject_GC_UnTrack(PyObject *object)
     void PyList_SET_ITEM(PyObject *list, Py_ssize_t index, PyObject *item)
     Py_ssize_t bytes_size "PyBytes_GET_SIZE"(PyObject *bytes)
     char *bytes_start "PyBytes_AS_STRING"(PyObject *bytes)
@@ -229,4 +230,8 @@ cdef class ListBatch(RecvBatch):
             c_incref(<PyObject *>address)
             PyTuple_SET_ITEM(pair, 1, <PyObject *>address)
             PyTuple_SET_ITEM(pair, 0, self.new_reference(i, position + i, heap_bytes))
+            if not self.lending:
+                # Neither can be part of a cycle. The collector finds that out by itself, but
+                # it would look at thousands of new pairs first.
+                PyObject_GC_UnTrack(pair)
         return result
