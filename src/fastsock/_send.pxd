@@ -41,4 +41,5 @@ cdef class SendSocket(ReceiveSocket):
     cdef Py_ssize_t gather_send(
         self, str caller, tuple payloads, object address, tuple addresses, int flags
     ) except -1
+    cdef bint has_mapped_peer(self) except -1
     cdef Gather borrow_gather(self, Py_ssize_t vlen)

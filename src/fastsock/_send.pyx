@@ -14,11 +14,11 @@ from fastsock cimport _linux as c
 from fastsock._cmsg cimport append_cmsg
 from fastsock._gather cimport MAX_PAYLOAD, Gather, Limits, Outgoing, segments_of
 from fastsock._receive cimport ReceiveSocket
-from fastsock._sendbatch cimport SendBatch
+from fastsock._sendbatch cimport SendBatch, in_range, is_mapped
 from fastsock._socket cimport integer
 from fastsock._sys cimport (
     HOLD_GIL_BYTES, HOLD_GIL_DATAGRAMS, SENDMMSG_MAX, fork_epoch, monotonic_ns, sys_bind, sys_close,
-    sys_getsockname, sys_sendmmsg, sys_setsockopt, sys_socket, sys_try_sendmsg,
+    sys_getpeername, sys_getsockname, sys_sendmmsg, sys_setsockopt, sys_socket, sys_try_sendmsg,
 )
 
 cdef extern from "Python.h":
@@ -118,6 +118,7 @@ cdef class SendSocket(ReceiveSocket):
         cdef Gather gather
         cdef Py_ssize_t start
         cdef Sending sending
+        cdef bint mapped
         self.check_datagrams("send_batch")
         how = self.send_flags(flags)
         batch.acquire()
@@ -125,8 +126,9 @@ cdef class SendSocket(ReceiveSocket):
             self.raise_deferred(&self.deferred_send)
             batch.rewind()
             start = batch.cursor
+            mapped = batch.by_interface and self._family == c.AF_INET6 and self.has_mapped_peer()
             try:
-                batch.prepare(self._family)
+                batch.prepare(self._family, mapped)
             except Exception:
                 if batch.encoded <= start:
                     raise
@@ -457,6 +459,16 @@ cdef class SendSocket(ReceiveSocket):
         finally:
             gather.let_go()
             gather.release()
+
+    cdef bint has_mapped_peer(self) except -1:
+        """Whether the connected peer of an IPv6 socket is an IPv4 one."""
+        cdef c.sockaddr_storage storage
+        cdef c.socklen_t addrlen = sizeof(storage)
+        try:
+            sys_getpeername(self.handle.fd, <c.sockaddr *>&storage, &addrlen)
+        except OSError:
+            return False                # ENOTCONN
+        return is_mapped(&storage)
 
     cdef Gather borrow_gather(self, Py_ssize_t vlen):
         """The socket's own gather list, acquired; a new one while another call has it."""

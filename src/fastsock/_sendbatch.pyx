@@ -122,6 +122,8 @@ cdef class SendBatch:
                 self.out.iov[self.count].iov_len = <size_t>view.len
                 self.addresses.append(address)
                 self.options.append(options)
+                if address is None and interface is not None and source is None:
+                    self.by_interface = True
                 self.count += 1
             finally:
                 self.release()
@@ -139,7 +141,7 @@ cdef class SendBatch:
             self.addresses.clear()
             self.options.clear()
             self.count = self.cursor = self.encoded = self.segments = 0
-            self.unaddressed = False
+            self.unaddressed = self.by_interface = False
         finally:
             self.release()
 
@@ -190,12 +192,17 @@ cdef class SendBatch:
             self.cursor = 0
             if self.unaddressed:
                 self.encoded = 0
+                self.unaddressed = False
 
-    cdef int prepare(self, int family) except -1:
-        """Encode the addresses and options that are new since the last send on this family."""
+    cdef int prepare(self, int family, bint mapped) except -1:
+        """Encode the addresses and options that are new since the last send on this family.
+
+        `mapped` says that the connected peer of an IPv6 socket is an IPv4 one.
+        """
         cdef Py_ssize_t i
-        if self.encoded_family != family:
+        if self.encoded_family != family or self.encoded_mapped != mapped:
             self.encoded_family = family
+            self.encoded_mapped = mapped
             self.encoded = 0
             self.unaddressed = self.unaddressed or self.cursor > 0
         for i in range(max(self.encoded, self.cursor), self.count):
@@ -254,6 +261,8 @@ cdef class SendBatch:
         given_tos, source, interface, given_txtime_ns, segment_size = options
         self.out.controllens[index] = 0
         self.out.segment_sizes[index] = segment_size
+        if family not in (c.AF_INET, c.AF_INET6) and not (given_tos is None and source is None and not interface):
+            raise ValueError("ecn, dscp, source and interface are for IP sockets")     # others pass over them
         if given_tos is not None:
             # To an IPv4 peer of an IPv6 socket goes IP_TOS, to the others IPV6_TCLASS; each
             # stack passes over what is the other's (net/ipv4/ip_sockglue.c, ip_cmsg_send).
@@ -268,7 +277,8 @@ cdef class SendBatch:
             if family == c.AF_INET6:
                 memset(&pktinfo6, 0, sizeof(pktinfo6))
                 memcpy(&pktinfo6.ipi6_addr, host.address, sizeof(pktinfo6.ipi6_addr))
-                if source is None and self.out.names != NULL and is_mapped(&self.out.names[index]):
+                # To an IPv4 peer the kernel takes none but a mapped address, be it unspecified.
+                if source is None and self.goes_to_mapped(index):
                     pktinfo6.ipi6_addr.s6_addr[10] = pktinfo6.ipi6_addr.s6_addr[11] = 0xFF
                 pktinfo6.ipi6_ifindex = interface
                 size = append_cmsg(control, size, c.IPPROTO_IPV6, c.IPV6_PKTINFO, &pktinfo6, sizeof(pktinfo6))
@@ -282,6 +292,12 @@ cdef class SendBatch:
             size = append_cmsg(control, size, c.SOL_SOCKET, c.SCM_TXTIME, &txtime_ns, sizeof(txtime_ns))
         self.out.controllens[index] = <uint16_t>size
         return 0
+
+
+    cdef bint goes_to_mapped(self, Py_ssize_t index) noexcept:
+        if self.out.names == NULL or self.out.namelens[index] == 0:
+            return self.encoded_mapped
+        return is_mapped(&self.out.names[index])
 
 
 cdef bint is_mapped(const c.sockaddr_storage *storage) noexcept:
@@ -300,21 +316,23 @@ cdef tuple check_options(
     """(tos, source, interface index, txtime_ns, segment size), each None or 0 where not asked for."""
     cdef object tos = None
     if ecn is not None or dscp is not None:
-        tos = in_range("dscp", dscp or 0, 63) << 2 | in_range("ecn", ecn or 0, 3)
+        tos = in_range("dscp", 0 if dscp is None else dscp, 0, 63) << 2 | in_range("ecn", 0 if ecn is None else ecn, 0, 3)
     if isinstance(interface, str):
         try:
             interface = _stdlib.if_nametoindex(interface)
         except OSError:
             raise OSError(c.ENODEV, f"no interface {interface!r}") from None
     if txtime_ns is not None:
-        in_range("txtime_ns", txtime_ns, 2**63 - 1)
-    if segment_size is not None and in_range("segment_size", segment_size, 65535) == 0:
-        raise ValueError("segment_size must be at least 1")
-    return tos, source, in_range("interface", interface or 0, 2**31 - 1), txtime_ns, segment_size or 0
+        txtime_ns = in_range("txtime_ns", txtime_ns, 0, 2**63 - 1)
+    return (
+        tos, source, 0 if interface is None else in_range("interface", interface, 0, 2**31 - 1), txtime_ns,
+        0 if segment_size is None else in_range("segment_size", segment_size, 1, 0xFFFF),
+    )
 
 
-cdef object in_range(str name, object value, object most):
+cdef object in_range(str name, object value, object least, object most):
+    """`value` as an int; TypeError for what has no __index__, ValueError beyond the limits."""
     cdef object number = PyNumber_Index(value)
-    if not 0 <= number <= most:
-        raise ValueError(f"{name} must be 0 to {most}, not {number}")
+    if not least <= number <= most:
+        raise ValueError(f"{name} must be {least} to {most}, not {number}")
     return number
