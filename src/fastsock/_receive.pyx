@@ -2,6 +2,7 @@
 # the kernel only through _sys.
 
 cimport cython
+from libc.stdint cimport uint64_t
 from fastsock cimport _linux as c
 from fastsock._cmsg cimport GRO
 from fastsock._lists cimport ListBatch
@@ -155,6 +156,7 @@ cdef class ReceiveSocket(SingleSocket):
         cdef int chunks = 0
         cdef size_t heap_bytes = 0
         cdef int error = 0
+        cdef uint64_t seen
         cdef ListBatch batch
         cdef list result
         if vlen < 1:
@@ -183,11 +185,12 @@ cdef class ReceiveSocket(SingleSocket):
                 chunks += 1
                 chunk = min(chunk, vlen - at)
                 batch.prepare()
+                seen = self.handle.reports
                 received = sys_recvmmsg_queued(
                     self.handle.fd, batch.msgvec, <unsigned int>chunk, flags, chunks % YIELD_EVERY != 0, &error
                 )
                 try:
-                    if error and not (self.handle.drain != NULL and self.absorb_errors()):
+                    if error and not (self.handle.drain != NULL and self.absorb_errors(&seen)):
                         self.deferred_recv = error
                     self.take(batch, received, chunk, flags)
                 except OSError as failure:

@@ -8,7 +8,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.memoryview cimport PyMemoryView_FromObject
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint16_t
+from libc.stdint cimport int64_t, uint16_t, uint64_t
 from libc.string cimport memset
 from fastsock cimport _linux as c
 from fastsock._cmsg cimport append_cmsg
@@ -208,6 +208,7 @@ cdef class SendSocket(ReceiveSocket):
         """
         cdef Py_ssize_t messages = 0
         cdef Py_ssize_t i
+        cdef uint64_t seen = 0
         cdef Py_ssize_t size = 0 if segment_size is None else integer(segment_size)
         cdef int how = integer(flags)
         if segment_size is not None and not 1 <= size <= 0xFFFF:
@@ -218,7 +219,7 @@ cdef class SendSocket(ReceiveSocket):
         try:
             if not self.zerocopy:
                 self.setsockopt(c.SOL_SOCKET, c.SO_ZEROCOPY, 1)
-            self.absorb_errors()
+            self.absorb_errors(&seen)
             held = PyMemoryView_FromObject(payload)
             self.early = set()
             try:

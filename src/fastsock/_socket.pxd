@@ -45,7 +45,7 @@ cdef class BaseSocket:
     cdef int learn_options(self) except -1
     cdef list read_errors(self)
     cdef int unpin(self, object ids) except -1
-    cdef bint absorb_errors(self) except -1
+    cdef bint absorb_errors(self, uint64_t *seen) except -1
     cdef int refuse_joined(self, str caller) except -1
     cdef int raise_deferred(self, int *deferred) except -1
 

@@ -9,7 +9,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 from fastsock cimport _linux as c
 from fastsock._cmsg cimport DROP_COUNTER, GRO, HARDWARE_TIMESTAMPS, PKTINFO, TIMESTAMPS, TOS, TTL
@@ -363,6 +363,8 @@ cdef class BaseSocket:
                 continue
             if record.origin == "zerocopy":
                 self.unpin(record.ids)
+            elif record.origin in ("icmp", "icmp6"):
+                self.handle.reports += 1
             found.append(record)
 
     cdef int unpin(self, object ids) except -1:
@@ -373,11 +375,13 @@ cdef class BaseSocket:
                     self.early.add(number & 0xFFFFFFFF)
         return 0
 
-    cdef bint absorb_errors(self) except -1:
+    cdef bint absorb_errors(self, uint64_t *seen) except -1:
         """Move the kernel's queue into `errors`; whether a failed call may be tried again.
 
-        It may when an ICMP error was there and the socket has no peer of its own: then the
-        error is of some earlier datagram, and has nothing to do with the one at hand.
+        It may when an ICMP error came since `seen` and the socket has no peer of its own: then
+        the error is of some earlier datagram, and has nothing to do with the one at hand. By
+        the time that the call looks, another thread may have taken the record: so they are
+        counted.
         """
         cdef c.sockaddr_storage storage
         cdef c.socklen_t addrlen = sizeof(storage)
@@ -387,8 +391,9 @@ cdef class BaseSocket:
             room = max(0, MOST_ERRORS - len(self.errors))
             self.errors += fresh[:room]
             self._errors_discarded += max(0, len(fresh) - room)
-        if not any([record.origin in ("icmp", "icmp6") for record in fresh]):
+        if self.handle.reports == seen[0]:
             return False
+        seen[0] = self.handle.reports
         try:
             sys_getpeername(self.handle.fd, <c.sockaddr *>&storage, &addrlen)
         except OSError:
@@ -421,8 +426,8 @@ cdef class BaseSocket:
         return raise_errno(err) if err else 0
 
 
-cdef bint drain_errors(void *owner) except -1:
-    return (<BaseSocket>owner).absorb_errors()
+cdef bint drain_errors(void *owner, uint64_t *seen) except -1:
+    return (<BaseSocket>owner).absorb_errors(seen)
 
 
 cdef int integer(object value) except? -1:

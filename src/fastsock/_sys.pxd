@@ -2,7 +2,7 @@
 # the call returns or raises the OSError that errno names. A call that may wait takes a
 # Handle: the descriptor may be closed meanwhile. Imports only _linux.
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 from fastsock cimport _linux as c
 
 # Up to this many datagrams, or bytes, a call is tried with the GIL held.
@@ -13,13 +13,15 @@ cdef enum:
 
 # A descriptor that may be closed while a call waits: -1 then. `drain` empties the error
 # queue of a socket that has one, else it is NULL; it returns whether a call that failed
-# may have failed for a peer that it has nothing to do with.
-ctypedef bint (*Drain)(void *owner) except -1
+# may have failed for a peer that it has nothing to do with. `reports` counts the ICMP
+# errors that were taken from the queue; `seen` is its value when the call began.
+ctypedef bint (*Drain)(void *owner, uint64_t *seen) except -1
 
 cdef struct Handle:
     int fd
     Drain drain
     void *owner
+    uint64_t reports
 
 cdef int raise_errno(int err) except -1
 cdef int fork_epoch() noexcept

@@ -12,7 +12,7 @@
 import os
 
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 from fastsock cimport _linux as c
 
 
@@ -58,6 +58,7 @@ cdef struct Waiting:
     int wakeups             # polls that reported readiness; none has led to success
     int error               # what the kernel refused the call with; 0 for a handler's exception
     int drains              # how often the error queue was emptied
+    uint64_t reports        # ICMP errors that this call has heard of, whoever read them
 
 # Readiness may be false for good: an undrained error queue keeps POLLERR up, and an
 # unconnected AF_UNIX socket is writable whatever its peer's queue. After so many futile
@@ -107,7 +108,7 @@ cdef int poll_until(Handle *handle, short events, Waiting *w) except -1:
             err = c.errno
         if rc > 0:
             if poll.revents & c.POLLERR and handle.drain != NULL:
-                handle.drain(handle.owner)      # and POLLERR goes: no futile wake-up
+                handle.drain(handle.owner, &w.reports)      # and POLLERR goes: no futile wake-up
             else:
                 w.wakeups += 1
             return 0
@@ -139,7 +140,7 @@ cdef bint resume(Handle *handle, short events, int flags, Waiting *w) except -1:
     if err != c.EAGAIN and handle.drain != NULL and w.drains < MOST_DRAINS:
         w.drains += 1
         w.error = err
-        if handle.drain(handle.owner):
+        if handle.drain(handle.owner, &w.reports):
             open_fd(handle, w)
             w.error = 0
             return w.blocked
@@ -151,7 +152,7 @@ cdef bint resume(Handle *handle, short events, int flags, Waiting *w) except -1:
     return True
 
 
-cdef inline Waiting waiting(int64_t timeout_ns) noexcept:
+cdef inline Waiting waiting(const Handle *handle, int64_t timeout_ns) noexcept:
     cdef Waiting w
     w.timeout_ns = timeout_ns
     w.deadline_ns = 0
@@ -159,6 +160,7 @@ cdef inline Waiting waiting(int64_t timeout_ns) noexcept:
     w.wakeups = 0
     w.error = 0
     w.drains = 0
+    w.reports = handle.reports
     return w
 
 
@@ -195,7 +197,7 @@ cdef int sys_connect(
     cdef int rc
     cdef int at = handle.fd
     cdef c.socklen_t size = sizeof(int)
-    cdef Waiting w = waiting(timeout_ns if timeout_ns > 0 else <int64_t>1 << 62)
+    cdef Waiting w = waiting(handle, timeout_ns if timeout_ns > 0 else <int64_t>1 << 62)
     error[0] = 0
     with nogil:
         rc = c.connect(at, addr, addrlen)
@@ -282,7 +284,7 @@ cdef ssize_t sys_recvfrom(
     cdef bint long_call = size > HOLD_GIL_BYTES
     cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
     cdef bint block = long_call
-    cdef Waiting w = waiting(timeout_ns)
+    cdef Waiting w = waiting(handle, timeout_ns)
     w.blocked = long_call
     while True:
         if addrlen != NULL:
@@ -309,7 +311,7 @@ cdef ssize_t sys_sendto(
     cdef bint long_call = size > HOLD_GIL_BYTES
     cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
     cdef bint block = long_call
-    cdef Waiting w = waiting(timeout_ns)
+    cdef Waiting w = waiting(handle, timeout_ns)
     w.blocked = long_call
     while True:
         at = handle.fd
@@ -332,7 +334,7 @@ cdef ssize_t sys_recvmsg(Handle *handle, c.msghdr *msg, int flags, int64_t timeo
     cdef size_t controllen = msg.msg_controllen
     cdef bint block = False
     cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
-    cdef Waiting w = waiting(timeout_ns)
+    cdef Waiting w = waiting(handle, timeout_ns)
     while True:
         msg.msg_namelen = namelen
         msg.msg_controllen = controllen
@@ -354,7 +356,7 @@ cdef ssize_t sys_sendmsg(Handle *handle, c.msghdr *msg, int flags, int64_t timeo
     cdef int err, at
     cdef bint block = False
     cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
-    cdef Waiting w = waiting(timeout_ns)
+    cdef Waiting w = waiting(handle, timeout_ns)
     while True:
         at = handle.fd
         if block:
@@ -387,7 +389,7 @@ cdef int sys_recvmmsg(
     cdef bint long_call = not hold_gil
     cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
     cdef bint block = long_call
-    cdef Waiting w = waiting(timeout_ns)
+    cdef Waiting w = waiting(handle, timeout_ns)
     flags |= c.MSG_WAITFORONE
     wait_flags |= c.MSG_WAITFORONE
     w.blocked = long_call
@@ -418,7 +420,7 @@ cdef int sys_sendmmsg(
     cdef bint long_call = not hold_gil
     cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
     cdef bint block = long_call
-    cdef Waiting w = waiting(timeout_ns)
+    cdef Waiting w = waiting(handle, timeout_ns)
     if vlen == 1:
         msgvec[0].msg_len = <unsigned int>sys_sendmsg(handle, &msgvec[0].msg_hdr, flags, timeout_ns, error)
         return 1
