@@ -296,8 +296,9 @@ cdef class BaseSocket:
         """Datagrams that the kernel dropped at this socket since it was opened.
 
         Right at once, unlike SO_RXQ_OVFL, and carried on past 32 bits as long as it is
-        read before the kernel's counter has gone round once more. OSError (ENOPROTOOPT)
-        before Linux 4.12. See SK_MEMINFO_DROPS in linux/sock_diag.h.
+        read before the kernel's counter has gone round once more. With UDP GRO a joined
+        message that is dropped counts once, however many datagrams it held. OSError
+        (ENOPROTOOPT) before Linux 4.12. See SK_MEMINFO_DROPS in linux/sock_diag.h.
         """
         cdef uint32_t info[c.FASTSOCK_MEMINFO_VARS]
         cdef c.socklen_t size = sizeof(info)
