@@ -7,7 +7,8 @@ while True:
 """
 
 from fastsock._errqueue import ErrorRecord
-from fastsock._probe import Probe, probe
+from fastsock._limits import Limit
+from fastsock._probe import Capability, Probe, probe
 from fastsock._recvbatch import Datagram, RecvBatch
 from fastsock._sendbatch import SendBatch
 from fastsock._sock import Socket, SocketStats
@@ -16,8 +17,10 @@ from fastsock._udp import bind_udp, bind_udp_group, connect_udp
 __version__ = "0.1.0"
 
 __all__ = [
+    "Capability",
     "Datagram",
     "ErrorRecord",
+    "Limit",
     "Probe",
     "RecvBatch",
     "SendBatch",

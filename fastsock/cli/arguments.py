@@ -1,7 +1,7 @@
 """What people type: addresses, numbers with suffixes, and Ctrl-C.
 
 Pure parsers for argparse, which shows the text of an ArgumentTypeError, and the flag that
-signals set. May import the standard library only.
+signals set. May import fastsock's parser of multicast groups.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple, Self
+
+from fastsock._multicast import Membership, parse_group
 
 NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([kmg]?)", re.IGNORECASE)
 SUFFIXES = ("", "k", "m", "g")
@@ -83,6 +85,14 @@ def size_between(low: int, high: int) -> Callable[[str], int]:
 
 def parse_vlen(text: str) -> int:
     return whole(text, parse_scaled(text, 1000), 1, 1 << 20)
+
+
+def parse_membership(text: str) -> Membership:
+    """Parse 239.1.1.1, 239.1.1.1@eth0 or 232.1.1.1@eth0,192.0.2.5."""
+    try:
+        return parse_group(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def whole(text: str, value: float, low: int, high: int) -> int:

@@ -1,6 +1,6 @@
-"""``fastsock info``: what this kernel offers, what limits it, and how to lift the limit.
+"""``fastsock info``: what this kernel offers and why, what limits it, and how to lift the limit.
 
-May import fastsock.probe, and rich for the table.
+May import fastsock.probe, and rich for the tables.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ import argparse
 import dataclasses
 import json
 import sys
+from typing import Any
 
 import fastsock
 
-WANTED_BUFFER = 8 << 20  # a second of 10,000 small datagrams, or 40 ms of 200,000
+PIPED_WIDTH = 240  # piped, a row stays one line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,59 +22,66 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     found = fastsock.probe()
-    notes = remarks(found)
     if args.json:
         fields = {"version": fastsock.__version__, **dataclasses.asdict(found)}
-        print(json.dumps({"type": "info", **fields, "remarks": notes}), flush=True)
+        print(json.dumps({"type": "info", **fields}), flush=True)
     else:
-        show(found, notes)
+        show(found)
     return 0
 
 
-def remarks(found: fastsock.Probe) -> dict[str, str]:
-    """Why a finding matters and how to change it, for those that limit something."""
-    notes: dict[str, str] = {}
-    if found.rmem_max is not None and found.rmem_max < WANTED_BUFFER:
-        note = f"a burst beyond the receive buffer is lost; raise: sysctl -w net.core.rmem_max={WANTED_BUFFER}"
-        if found.rcvbuf_force:
-            note += " (this process may exceed it)"
-        notes["rmem_max"] = note
-    if found.rmem_default is not None and found.rmem_default < WANTED_BUFFER:
-        notes["rmem_default"] = "what a socket gets that does not ask: pass rcvbuf to bind_udp"
-    if found.wmem_max is not None and found.wmem_max < WANTED_BUFFER // 8:
-        notes["wmem_max"] = (
-            f"a full send buffer makes sending wait; raise: sysctl -w net.core.wmem_max={WANTED_BUFFER // 8}"
-        )
-    if found.cpus == 1:
-        notes["cpus"] = "sender and receiver take turns: figures measured here are low"
-    if not found.ipv6:
-        notes["ipv6"] = "no IPv6 sockets: see sysctl net.ipv6.conf.all.disable_ipv6"
-    if not found.gso:
-        notes["gso"] = "every datagram crosses the network stack by itself (Linux 4.18 has UDP_SEGMENT)"
-    if not found.gro:
-        notes["gro"] = "received datagrams are not joined (Linux 5.0 has UDP_GRO)"
-    if not found.drop_counter:
-        notes["drop_counter"] = "losses at a full buffer go uncounted (Linux 4.12 has SO_MEMINFO)"
-    return notes
-
-
-def show(found: fastsock.Probe, notes: dict[str, str]) -> None:
+def show(found: fastsock.Probe) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("fastsock")
-    table.add_column(fastsock.__version__, justify="right")
-    table.add_column("")
-    for name, value in dataclasses.asdict(found).items():
-        table.add_row(name, as_text(value), notes.get(name, ""))
+    def table(*rows: tuple[str, ...]) -> None:
+        made = Table(box=None, pad_edge=False)
+        for i, title in enumerate(rows[0]):
+            number = title in ("is", "wanted")
+            made.add_column(title, justify="right" if number else "left", no_wrap=i < len(rows[0]) - 1)
+        for row in rows[1:]:
+            made.add_row(*row)
+        console.print(made)
+
     # Piped, a row stays one line.
-    Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 240).print(table)
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    for line in headline(found):
+        console.print(line)
+    console.print()
+    table(("capability", "", "why"), *capability_rows(found))
+    console.print()
+    table(("limit", "is", "wanted", "what it bounds"), *limit_rows(found))
+    commands = [limit.command for limit in found.limits if limit.command]
+    if commands:
+        console.print("\nto lift what is below what is wanted, until the next boot:")
+    for command in commands:
+        console.print(f"  {command}", soft_wrap=True)  # to be copied
 
 
-def as_text(value: object) -> str:
-    if value is None:
-        return "unknown"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+def headline(found: fastsock.Probe) -> list[str]:
+    """What machine it is, and what is wrong with it."""
+    cpus = f"{found.cpus} CPU" + ("s" if found.cpus != 1 else ": sender and receiver take turns, and figures are low")
+    lines = [
+        f"fastsock {fastsock.__version__}, Linux {found.kernel} {found.machine}, "
+        f"{found.libc}, Python {found.python}, {cpus}"
+    ]
+    return lines + [f"known bug: {bug}" for bug in found.known_bugs]
+
+
+def capability_rows(found: fastsock.Probe) -> list[tuple[str, str, str]]:
+    return [
+        (name, "yes" if value else "no", value.why)
+        for name, value in fields_of(found).items()
+        if isinstance(value, fastsock.Capability)
+    ]
+
+
+def limit_rows(found: fastsock.Probe) -> list[tuple[str, str, str, str]]:
+    return [
+        (limit.name, "unknown" if limit.value is None else f"{limit.value:,}", f"{limit.wanted:,}", limit.why)
+        for limit in found.limits
+    ]
+
+
+def fields_of(found: fastsock.Probe) -> dict[str, Any]:
+    return {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}

@@ -1,7 +1,9 @@
 """``fastsock recv``: count what arrives, and what did not.
 
 Everything the kernel handed over is counted, and at the end the queue is emptied before the
-drop counter is read, so that datagrams + kernel drops is all that arrived at the socket.
+drop counter is read, so that datagrams + kernel drops is all that arrived at the socket. With
+UDP GRO the kernel counts a message of many datagrams that it drops as one; what was lost of a
+stream is still known by its numbers.
 May import fastsock and the cli's shared modules.
 """
 
@@ -16,19 +18,33 @@ from socket import SO_RCVBUF, SOL_SOCKET
 from typing import Any
 
 import fastsock
+from fastsock._multicast import format_group
 from fastsock.cli.arguments import (
     Endpoint,
     Stop,
     UsageError,
     parse_count,
     parse_endpoint,
+    parse_membership,
     parse_seconds,
     parse_vlen,
     size_between,
 )
-from fastsock.cli.report import Reporter, Totals, naming, number, plain_warnings, rate_text, rates
+from fastsock.cli.report import (
+    Reporter,
+    Totals,
+    delay_text,
+    naming,
+    number,
+    plain_warnings,
+    rate_text,
+    rates,
+    warn,
+)
 from fastsock.cli.stream import StreamResult, StreamTracker
 
+VLEN, GRO_VLEN = 64, 16  # the fastest, without and with GRO
+SLOT_SIZE, GRO_SLOT_SIZE = 2048, 65535
 LOST = 3  # exit code of --fail-on-loss
 DRAIN_S = 2.0  # the longest that emptying the queue may take
 
@@ -42,13 +58,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "IPv6 address; port 0 lets the kernel choose",
     )
     ends = parser.add_argument_group("when to end (Ctrl-C ends too, with the summary)")
-    ends.add_argument("--count", metavar="N", type=parse_count, help="after exactly N datagrams; k, M, G are 1000s")
+    ends.add_argument("--count", metavar="N", type=parse_count, help="after exactly N datagrams; with --gro, behind the batch that reaches N; k, M, G are 1000s")
     ends.add_argument("--duration", metavar="S", type=parse_seconds, help="after S seconds of listening")
     ends.add_argument("--idle", metavar="S", type=parse_seconds, help="once S seconds pass without a datagram")
     how = parser.add_argument_group("how to receive")
-    how.add_argument("--vlen", metavar="N", type=parse_vlen, default=64, help="datagrams per system call (64)")
     how.add_argument(
-        "--slot-size", metavar="BYTES", type=size_between(1, 1 << 20), default=2048, help="longer ones are cut (2048)"
+        "--vlen", metavar="N", type=parse_vlen, help=f"messages per system call ({VLEN}; with --gro {GRO_VLEN})"
+    )
+    how.add_argument(
+        "--slot-size",
+        metavar="BYTES",
+        type=size_between(1, 1 << 20),
+        help=f"longer datagrams are cut ({SLOT_SIZE}; with --gro {GRO_SLOT_SIZE}, and no less)",
     )
     how.add_argument(
         "--rcvbuf",
@@ -59,6 +80,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--reuse-port", action="store_true", help="share the port with other receivers (SO_REUSEPORT)")
     how.add_argument("--dual-stack", action="store_true", help="IPv4 too on [::]:PORT or :PORT")
+    how.add_argument(
+        "--gro", action="store_true", help="take datagrams of one peer as the kernel joined them (UDP_GRO, Linux 5.0)"
+    )
+    how.add_argument(
+        "--timestamps",
+        action="store_true",
+        help="reckon one-way delay to when the kernel received each datagram, instead of when it was read",
+    )
+    how.add_argument(
+        "--multicast",
+        metavar="GROUP[@INTERFACE][,SOURCE]",
+        type=parse_membership,
+        action="append",
+        default=[],
+        help="join a group, such as 239.1.1.1@eth0 or 232.1.1.1@eth0,192.0.2.5; can be repeated",
+    )
     what = parser.add_argument_group("what to say")
     what.add_argument("--interval", metavar="S", type=parse_seconds, default=1.0, help="seconds between reports (1)")
     what.add_argument("--fail-on-loss", action="store_true", help="exit 3 when datagrams were lost or dropped")
@@ -66,19 +103,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    args.vlen = args.vlen or (GRO_VLEN if args.gro else VLEN)
+    args.slot_size = args.slot_size or (GRO_SLOT_SIZE if args.gro else SLOT_SIZE)
+    if args.gro and args.slot_size < GRO_SLOT_SIZE:
+        raise UsageError(f"--gro needs a --slot-size of {GRO_SLOT_SIZE} or more")
     with Reporter(args.json) as reporter, listen(args) as sock, Stop() as stop:
         host, port = sock.getsockname()[:2]
         bound = Endpoint(host, port)
         rcvbuf_bytes = sock.getsockopt(SOL_SOCKET, SO_RCVBUF) // 2  # the kernel reads it back doubled
         reporter.event(
             "listening",
-            f"listening on {bound}, receive buffer {number(rcvbuf_bytes)} bytes, vlen {args.vlen}",
+            f"listening on {bound}, receive buffer {number(rcvbuf_bytes)} bytes, vlen {args.vlen}{', GRO' * sock.gro}",
             {
                 "host": host,
                 "port": port,
                 "rcvbuf_bytes": rcvbuf_bytes,
                 "vlen": args.vlen,
                 "slot_size_bytes": args.slot_size,
+                "gro": sock.gro,
+                "timestamps": args.timestamps,
+                "multicast": [format_group(*group) for group in args.multicast],
             },
         )
         run = Run(sock, args, reporter)
@@ -99,13 +143,23 @@ def listen(args: argparse.Namespace) -> fastsock.Socket:
     host, port = args.endpoint
     if args.dual_stack and host not in ("", "::"):
         raise UsageError(f"--dual-stack needs every address: [::]:{port} or :{port}")
+    any_host = "::" if args.dual_stack else "" if args.multicast else "0.0.0.0"
     with naming(f"cannot listen on {args.endpoint}"), plain_warnings():
-        return fastsock.bind_udp(
-            (host or ("::" if args.dual_stack else "0.0.0.0"), port),
-            rcvbuf=args.rcvbuf,
-            reuse_port=args.reuse_port,
-            dualstack_ipv6=args.dual_stack,
-        )
+        try:
+            sock = fastsock.bind_udp(
+                (host or any_host, port),
+                rcvbuf=args.rcvbuf,
+                reuse_port=args.reuse_port,
+                dualstack_ipv6=args.dual_stack,
+                gro=args.gro,
+                timestamps=args.timestamps,
+                multicast=args.multicast or None,
+            )
+        except ValueError as error:  # a group of another family than the address
+            raise UsageError(str(error)) from None
+    if args.gro and not sock.gro:
+        warn(f"no UDP GRO: {fastsock.probe().gro.why}")
+    return sock
 
 
 class Run:
@@ -114,6 +168,7 @@ class Run:
     def __init__(self, sock: fastsock.Socket, args: argparse.Namespace, reporter: Reporter) -> None:
         self.totals = Totals()
         self.tracker = StreamTracker()
+        self.gro = sock.gro
         self._sock = sock
         self._args = args
         self._reporter = reporter
@@ -121,6 +176,16 @@ class Run:
         self._limit: float = args.count or math.inf
         self._reported = Totals()
         self._reported_s = 0.0
+
+    @property
+    def drops_unit(self) -> str:
+        """What the kernel counts: with GRO a message is one drop, however many datagrams it holds."""
+        return "messages" if self.gro else "datagrams"
+
+    @property
+    def delay_clock(self) -> str:
+        """Until when one-way delay is reckoned: "kernel", its receive time stamp, or "read"."""
+        return "kernel" if self._args.timestamps else "read"
 
     @property
     def full(self) -> bool:
@@ -192,7 +257,7 @@ class Run:
         totals.nbytes += batch.nbytes
         totals.batches += 1
         totals.truncated += bytes(batch.truncated).count(1)
-        self.tracker.feed(batch, arrival_ns)
+        self.tracker.feed(batch, None if self._args.timestamps else arrival_ns)
         return count
 
     def _report(self, now_s: float) -> None:
@@ -208,9 +273,10 @@ class Run:
             "bytes": nbytes,
             **rates(datagrams, nbytes, batches, elapsed_s),
             "kernel_drops": drops,
+            "kernel_drops_unit": self.drops_unit,
             "lost": totals.lost - last.lost if self.tracker.streams else None,
         }
-        text = f"{rate_text(fields)}, {number(drops)} dropped, {number(fields['datagrams_per_batch'], 1)} per batch"
+        text = f"{rate_text(fields)}, {number(drops)}{' messages' * self.gro} dropped, {number(fields['datagrams_per_batch'], 1)} per batch"
         if self.tracker.streams:
             text += f", {number(fields['lost'])} lost"
         self._reporter.interval(text, fields)
@@ -233,9 +299,11 @@ def summary_fields(run: Run, result: StreamResult | None) -> dict[str, Any]:
         "batches": totals.batches,
         "truncated": totals.truncated,
         "kernel_drops": totals.drops,
+        "kernel_drops_unit": run.drops_unit,
         "stream_datagrams": run.tracker.datagrams,
         "end_markers": run.tracker.end_markers,
         "other_datagrams": run.tracker.others,
+        "delay_clock": run.delay_clock,
         "stream": None if result is None else dataclasses.asdict(result),
     }
 
@@ -250,7 +318,7 @@ def summary_rows(run: Run, result: StreamResult | None) -> list[tuple[str, str]]
         ("rate", rate_text(fields)),
         ("batches", f"{number(totals.batches)}, {number(fields['datagrams_per_batch'], 1)} datagrams each"),
         ("truncated", number(totals.truncated)),
-        ("kernel drops", "unknown: this kernel does not say" if totals.drops is None else number(totals.drops)),
+        ("kernel drops", drops_text(run)),
     ]
     if result is None:
         return rows
@@ -270,16 +338,18 @@ def summary_rows(run: Run, result: StreamResult | None) -> list[tuple[str, str]]
     ]
     if result.approximate:
         rows.append(("", "lost, duplicated and reordered are approximate: some came too late to tell"))
-    delays = (
-        ("p50", result.delay_p50_ns),
-        ("p90", result.delay_p90_ns),
-        ("p99", result.delay_p99_ns),
-        ("p99.9", result.delay_p99_9_ns),
-        ("max", result.delay_max_ns),
-    )
     if result.delay_max_ns is not None:
-        texts = (f"{name} {number(None if ns is None else ns / 1000, 1)}" for name, ns in delays)
-        rows.append(("one-way delay", f"{', '.join(texts)} us"))
+        until = "the kernel had it" if run.delay_clock == "kernel" else "it was read"
+        rows.append(("one-way delay", f"{delay_text(dataclasses.asdict(result))}, until {until}"))
     if result.delay_min_ns is not None and result.delay_min_ns < 0:
         rows.append(("", f"least {number(result.delay_min_ns / 1000, 1)} us: the clocks disagree"))
     return rows
+
+
+def drops_text(run: Run) -> str:
+    drops = run.totals.drops
+    if drops is None:
+        return "unknown: this kernel does not say"
+    if run.gro and drops:
+        return f"{number(drops)} messages, each of one datagram or many that were joined"
+    return number(drops)

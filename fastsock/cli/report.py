@@ -2,7 +2,7 @@
 
 For people, progress goes to stderr (one self-updating line on a terminal, else a line per
 interval) and the summary to stdout; with --json all of it goes to stdout, and only warnings
-and errors to stderr. May import the standard library; rich only for the terminal's line.
+and errors to stderr. May import histogram; rich only for the terminal's line.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from errno import EINVAL
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+
+from fastsock.cli.histogram import Histogram
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -62,6 +64,27 @@ def rate_text(fields: Fields) -> str:
     bits_per_s = fields["bits_per_s"]
     megabits = None if bits_per_s is None else bits_per_s / 1e6
     return f"{number(fields['datagrams_per_s'])} datagrams/s, {number(megabits, 1)} Mbit/s"
+
+
+def delay_fields(delays: Histogram) -> dict[str, int | None]:
+    """Percentiles, in nanoseconds."""
+    return {
+        "delay_min_ns": delays.minimum,
+        "delay_p50_ns": delays.percentile(50),
+        "delay_p90_ns": delays.percentile(90),
+        "delay_p99_ns": delays.percentile(99),
+        "delay_p99_9_ns": delays.percentile(99.9),
+        "delay_max_ns": delays.maximum,
+    }
+
+
+def delay_text(fields: Fields) -> str:
+    names = (("p50", "p50"), ("p90", "p90"), ("p99", "p99"), ("p99.9", "p99_9"), ("max", "max"))
+    texts = []
+    for shown, name in names:
+        ns = fields[f"delay_{name}_ns"]
+        texts.append(f"{shown} {number(None if ns is None else ns / 1000, 1)}")
+    return f"{', '.join(texts)} us"
 
 
 class Reporter:
@@ -137,7 +160,12 @@ def plain_warnings() -> Iterator[None]:
         warnings.simplefilter("always")
         yield
     for warning in caught:
-        print(f"fastsock: warning: {warning.message}", file=sys.stderr, flush=True)
+        warn(str(warning.message))
+
+
+def warn(message: str) -> None:
+    """One line on stderr."""
+    print(f"fastsock: warning: {message}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -9,9 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import secrets
-import sys
 import time
-from array import array
 from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any
 
@@ -28,7 +26,7 @@ from fastsock.cli.arguments import (
     size_between,
 )
 from fastsock.cli.report import Reporter, naming, number, plain_warnings, rate_text, rates
-from fastsock.cli.stream import END_FLAG, END_MARKERS, HEADER, encode_header
+from fastsock.cli.stream import END_FLAG, END_MARKERS, HEADER, MAX_SPAN, WORD, encode_header, encode_run
 
 MAX_PAYLOAD = 65507  # of UDP over IPv4
 QUANTUM_S = 0.0005  # the shortest sleep
@@ -214,9 +212,12 @@ class Sender:
             for _ in range(burst):
                 batch.append(self._template)
         step = batch.stride // 8
-        end = burst * step
-        words[2 : 2 + end : step] = column(range(self.sent, self.sent + burst))
-        words[3 : 3 + end : step] = column([time.time_ns()] * burst)
+        for start in range(0, burst, MAX_SPAN):
+            count = min(MAX_SPAN, burst - start)
+            at, end = 2 + start * step, 2 + (start + count) * step
+            words[at:end:step] = memoryview(encode_run(self.sent + start, count)).cast("Q")
+        sent_ns = time.time_ns()
+        words[3 : 3 + burst * step : step] = memoryview(sent_ns.to_bytes(WORD, "little") * burst).cast("Q")
         self.batches += 1
         left = burst
         while left and not (stop.requested and left < burst):
@@ -273,10 +274,3 @@ class Sender:
             rows.append(("behind", f"{self.behind_s:.3f} s of the asked rate given up"))
         return rows
 
-
-def column(values: range | list[int]) -> memoryview:
-    """64-bit little-endian words, to be assigned to a strided slice."""
-    words = array("Q", values)
-    if sys.byteorder == "big":
-        words.byteswap()
-    return memoryview(words)
