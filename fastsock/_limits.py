@@ -43,10 +43,14 @@ def read_limits() -> Iterator[Limit]:
 
     What they mean is in Documentation/admin-guide/sysctl/net.rst and networking/ip-sysctl.rst.
     """
-    yield limit("net.core.rmem_max", WANTED_BUFFER, "the receive buffer that rcvbuf may ask for; a longer burst is lost")
-    yield limit("net.core.rmem_default", 212992, "the receive buffer without rcvbuf; better than raising it: ask")
-    yield limit("net.core.wmem_max", WANTED_SENDBUF, "the send buffer that sndbuf may ask for; sending waits when it is full")
-    yield limit("net.core.wmem_default", 212992, "the send buffer without sndbuf; better than raising it: ask")
+    yield limit(
+        "net.core.rmem_max", WANTED_BUFFER, "the receive buffer that rcvbuf may ask for; a longer burst is lost"
+    )
+    yield limit("net.core.rmem_default", 212992, "the receive buffer of a socket that asks for none: pass rcvbuf")
+    yield limit(
+        "net.core.wmem_max", WANTED_SENDBUF, "the send buffer that sndbuf may ask for; sending waits when it is full"
+    )
+    yield limit("net.core.wmem_default", 212992, "the send buffer of a socket that asks for none: pass sndbuf")
     yield limit(
         "net.core.optmem_max",
         131072,

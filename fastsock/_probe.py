@@ -31,7 +31,7 @@ from fastsock._sock import Socket
 from fastsock._udp import bind_udp, connect_udp
 
 V4, V6 = ("127.0.0.1", 0), ("::1", 0)
-WAIT_S = 0.25  # loopback delivers at once; a firewall may not let it
+WAIT_S = 0.1  # loopback delivers at once; a firewall may not let it
 MOST_NAMES = 8  # interfaces that a reason lists
 
 # linux/sockios.h, linux/ethtool.h, linux/if.h
@@ -182,7 +182,7 @@ def ask(name: str, since: tuple[int, ...], attempt: Callable[[], str]) -> Capabi
 def refusal(name: str, since: tuple[int, ...], error: OSError, release: str) -> str:
     """Why `name` does not work, in words."""
     if isinstance(error, TimeoutError):
-        return f"{name}: nothing arrived over loopback; is there a firewall?"
+        return f"{name}: nothing arrived over loopback; is lo up? a firewall there?"
     what = errno.errorcode.get(error.errno or 0, str(error))
     if parse_release(release) < since:
         return f"Linux {dotted(since)} has {name}, this is {dotted(parse_release(release)[:2])}: {what}"
@@ -379,7 +379,11 @@ def probe_multicast() -> Capability:
     found = ask("MCAST_JOIN_GROUP", (2, 6), try_multicast)
     if not found:
         return found
-    names = [name for _, name in _stdlib.if_nameindex() if interface_flags(name) & (IFF_UP | IFF_MULTICAST) == IFF_UP | IFF_MULTICAST]
+    names = [
+        name
+        for _, name in _stdlib.if_nameindex()
+        if interface_flags(name) & (IFF_UP | IFF_MULTICAST) == IFF_UP | IFF_MULTICAST
+    ]
     if not names:
         return Capability(False, "no interface that is up takes it; set: ip link set DEVICE up multicast on")
     return Capability(True, f"on {listing(names)}")

@@ -1,8 +1,7 @@
-"""bind_udp and connect_udp, the drop counter and probe."""
+"""bind_udp and connect_udp, and the drop counter."""
 
 import errno
 import os
-import platform
 import socket
 from pathlib import Path
 
@@ -289,37 +288,3 @@ def test_drops_of_a_closed_socket(family):
         _ = sock.drops
     with pytest.raises(AttributeError):
         sock.drops = 0
-
-
-# --- probe --------------------------------------------------------------------------------------
-
-
-def test_probe_agrees_with_the_machine():
-    found = fastsock.probe()
-    assert (found.kernel, found.machine, found.python) == (
-        platform.release(),
-        platform.machine(),
-        platform.python_version(),
-    )
-    assert found.cpus == len(os.sched_getaffinity(0))
-    assert found.rmem_max == int(Path("/proc/sys/net/core/rmem_max").read_text())
-    assert found.wmem_default == int(Path("/proc/sys/net/core/wmem_default").read_text())
-    assert found.ipv6 is os.path.exists("/proc/net/if_inet6")
-
-
-def test_probe_agrees_with_the_kernel():
-    found = fastsock.probe()
-    release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
-    assert (found.gso, found.gro) == (release >= (4, 18), release >= (5, 0))
-    assert not found.drop_counter or release >= (4, 12)  # an emulator may have none
-    with bind_udp(("127.0.0.1", 0)) as sock:
-        # The standard library meets the same answer.
-        assert found.gso is (sock.getsockopt(socket.IPPROTO_UDP, 103) == 0)
-
-
-def test_probe_survives_a_missing_proc(monkeypatch):
-    monkeypatch.setattr("fastsock._probe.Path.read_text", lambda _: (_ for _ in ()).throw(PermissionError()))
-    found = fastsock.probe()
-    assert (found.rmem_max, found.rmem_default, found.wmem_max, found.wmem_default) == (None,) * 4
-    with pytest.raises(AttributeError):
-        found.gso = True

@@ -87,6 +87,10 @@ def parse_vlen(text: str) -> int:
     return whole(text, parse_scaled(text, 1000), 1, 1 << 20)
 
 
+def parse_ttl(text: str) -> int:
+    return whole(text, parse_scaled(text, 1000), 0, 255)
+
+
 def parse_membership(text: str) -> Membership:
     """Parse 239.1.1.1, 239.1.1.1@eth0 or 232.1.1.1@eth0,192.0.2.5."""
     try:

@@ -58,7 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "IPv6 address; port 0 lets the kernel choose",
     )
     ends = parser.add_argument_group("when to end (Ctrl-C ends too, with the summary)")
-    ends.add_argument("--count", metavar="N", type=parse_count, help="after exactly N datagrams; with --gro, behind the batch that reaches N; k, M, G are 1000s")
+    ends.add_argument(
+        "--count",
+        metavar="N",
+        type=parse_count,
+        help="after exactly N datagrams; with --gro, behind the batch that reaches N; k, M, G are 1000s",
+    )
     ends.add_argument("--duration", metavar="S", type=parse_seconds, help="after S seconds of listening")
     ends.add_argument("--idle", metavar="S", type=parse_seconds, help="once S seconds pass without a datagram")
     how = parser.add_argument_group("how to receive")
@@ -276,7 +281,8 @@ class Run:
             "kernel_drops_unit": self.drops_unit,
             "lost": totals.lost - last.lost if self.tracker.streams else None,
         }
-        text = f"{rate_text(fields)}, {number(drops)}{' messages' * self.gro} dropped, {number(fields['datagrams_per_batch'], 1)} per batch"
+        dropped = f"{number(drops)}{' messages' if self.gro else ''} dropped"
+        text = f"{rate_text(fields)}, {dropped}, {number(fields['datagrams_per_batch'], 1)} per batch"
         if self.tracker.streams:
             text += f", {number(fields['lost'])} lost"
         self._reporter.interval(text, fields)

@@ -9,11 +9,15 @@ from __future__ import annotations
 import argparse
 import math
 import secrets
+import select
 import time
+from bisect import bisect_right
+from collections import Counter
 from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any
 
 import fastsock
+from fastsock._multicast import check_group
 from fastsock.cli.arguments import (
     Endpoint,
     Stop,
@@ -22,15 +26,32 @@ from fastsock.cli.arguments import (
     parse_endpoint,
     parse_rate,
     parse_seconds,
+    parse_ttl,
     parse_vlen,
     size_between,
 )
-from fastsock.cli.report import Reporter, naming, number, plain_warnings, rate_text, rates
+from fastsock.cli.histogram import Histogram
+from fastsock.cli.report import (
+    Reporter,
+    delay_fields,
+    delay_text,
+    naming,
+    number,
+    plain_warnings,
+    rate_text,
+    rates,
+    warn,
+)
 from fastsock.cli.stream import END_FLAG, END_MARKERS, HEADER, MAX_SPAN, WORD, encode_header, encode_run
 
 MAX_PAYLOAD = 65507  # of UDP over IPv4
 QUANTUM_S = 0.0005  # the shortest sleep
 MAX_ARREARS_S = 0.05  # what is further behind than this is given up
+VLEN, GSO_VLEN = 64, 512  # with GSO, several whole messages
+STAMP_RCVBUF = 1 << 20  # transmit stamps queue there
+KEPT_BURSTS = 4096  # whose stamps may still come
+AT_DRIVER = 0  # SCM_TSTAMP_SND
+STAMPS_S = 0.2  # the longest wait for the last of them
 MARKER_GAP_S = 0.02  # lets a full receiver make room between the end markers
 
 
@@ -53,7 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ends = parser.add_argument_group("when to end (Ctrl-C ends too, with the summary)").add_mutually_exclusive_group()
     ends.add_argument("--count", metavar="N", type=parse_count, help="after N datagrams; k, M, G are 1000s")
     ends.add_argument("--duration", metavar="S", type=parse_seconds, help="after S seconds")
-    parser.add_argument("--vlen", metavar="N", type=parse_vlen, default=64, help="most datagrams per call (64)")
+    parser.add_argument(
+        "--vlen", metavar="N", type=parse_vlen, help=f"most datagrams per call ({VLEN}; with --gso {GSO_VLEN})"
+    )
     parser.add_argument(
         "--sndbuf",
         metavar="BYTES",
@@ -63,6 +86,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gso", action="store_true", help="let the kernel cut whole bursts into datagrams (UDP_SEGMENT)"
     )
+    parser.add_argument(
+        "--timestamps",
+        action="store_true",
+        help="report how long each datagram took from the call to the driver (transmit time stamps; not with --gso)",
+    )
+    group = parser.add_argument_group("when HOST is a multicast group")
+    group.add_argument("--multicast-interface", metavar="NAME", help="send it out there; also an address or an index")
+    group.add_argument(
+        "--multicast-ttl", metavar="N", type=parse_ttl, help="how many hops it may go, 0 to 255 (1: the local network)"
+    )
+    group.add_argument("--no-multicast-loop", action="store_true", help="keep it from the members on this very machine")
     parser.add_argument("--interval", metavar="S", type=parse_seconds, default=1.0, help="seconds between reports (1)")
     parser.add_argument("--json", action="store_true", help="one JSON object per line on stdout")
 
@@ -70,6 +104,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if not args.endpoint.host or not args.endpoint.port:
         raise UsageError("sending needs a host and a port other than 0, such as 127.0.0.1:9995")
+    if args.gso and args.timestamps:
+        raise UsageError("--gso sends many datagrams under one time stamp: not with --timestamps")
+    args.vlen = args.vlen or (GSO_VLEN if args.gso else VLEN)
     with Reporter(args.json) as reporter, connect(args) as sock, Stop() as stop:
         host, port = sock.getpeername()[:2]
         peer = Endpoint(host, port)
@@ -77,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         rate = number(args.rate) if args.rate else "as many as go"
         reporter.event(
             "sending",
-            f"sending to {peer}, {args.size} bytes each, {rate} per second",
+            f"sending to {peer}, {args.size} bytes each, {rate} per second{', GSO' * sock.gso}",
             {
                 "host": host,
                 "port": port,
@@ -85,10 +122,14 @@ def run(args: argparse.Namespace) -> int:
                 "datagram_bytes": args.size,
                 "rate_per_s": args.rate or None,
                 "vlen": args.vlen,
+                "gso": sock.gso,
+                "timestamps": args.timestamps,
                 "sndbuf_bytes": sock.getsockopt(SOL_SOCKET, SO_SNDBUF) // 2,
             },
         )
         failure = sender.send(stop) or sender.send_end_markers()
+        if sender.stamps:
+            sender.stamps.wait()
         fields = sender.summary_fields()
         reporter.summary(sender.summary_rows(fields), fields)
     if failure is not None:
@@ -99,10 +140,92 @@ def run(args: argparse.Namespace) -> int:
 
 def connect(args: argparse.Namespace) -> fastsock.Socket:
     """The socket that the arguments ask for. Its calls wait no longer than Stop wants."""
+    options: dict[str, Any] = {"sndbuf": args.sndbuf, "gso": args.gso, "transmit_timestamps": args.timestamps}
+    if args.timestamps:
+        options["rcvbuf"] = STAMP_RCVBUF
     with naming(f"cannot send to {args.endpoint}"), plain_warnings():
-        sock = fastsock.connect_udp(tuple(args.endpoint), sndbuf=args.sndbuf, gso=args.gso)
+        if args.multicast_interface or args.multicast_ttl is not None or args.no_multicast_loop:
+            sock = connect_to_group(args, options)
+        else:
+            sock = fastsock.connect_udp(tuple(args.endpoint), **options)
+    if args.gso and not sock.gso:
+        warn(f"no UDP GSO: {fastsock.probe().gso.why}")
     sock.settimeout(Stop.TICK_S)
     return sock
+
+
+def connect_to_group(args: argparse.Namespace, options: dict[str, Any]) -> fastsock.Socket:
+    """The source address follows from the interface, and so it is set before connect."""
+    host, port = args.endpoint
+    try:
+        family = check_group(host)
+    except ValueError as error:
+        raise UsageError(f"--multicast-interface, --multicast-ttl and --no-multicast-loop: {error}") from None
+    interface = args.multicast_interface
+    sock = fastsock.bind_udp(("", 0), family=family, **options)
+    try:
+        sock.set_multicast(
+            loop=False if args.no_multicast_loop else None,
+            ttl=args.multicast_ttl,
+            interface=int(interface) if interface and interface.isdecimal() else interface,
+        )
+        sock.connect((host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Stamps:
+    """How long each datagram took from the call that sent it to the driver.
+
+    The kernel numbers what is sent from 0, and reports each number with a time through the
+    error queue. A burst has one time, taken before its call.
+    """
+
+    def __init__(self, sock: fastsock.Socket) -> None:
+        self.delays = Histogram()
+        self._sock = sock
+        self._sent = 0
+        self._ends: list[int] = []  # behind the last number of each burst, and when it was sent
+        self._times: list[int] = []
+
+    def add_burst(self, end: int, sent_ns: int) -> None:
+        """All numbers below `end` that belong to no earlier burst were sent at `sent_ns`."""
+        self._sent = end
+        self._ends.append(end)
+        self._times.append(sent_ns)
+        if len(self._ends) > 2 * KEPT_BURSTS:
+            del self._ends[:-KEPT_BURSTS], self._times[:-KEPT_BURSTS]
+
+    def collect(self) -> None:
+        """Take what the kernel reports by now."""
+        found: list[int] = []
+        for record in self._sock.recv_errors():
+            if record.origin != "timestamp" or record.type != AT_DRIVER or record.timestamp_ns is None:
+                continue
+            assert record.ids is not None
+            # Its lowest 32 bits are known, and that it is no older than 2**32; an end marker may be newer.
+            newest = self._sent + END_MARKERS
+            number = newest - ((newest - record.ids.start) & 0xFFFFFFFF)
+            if 0 <= number < self._sent:
+                found.append(record.timestamp_ns - self._times[bisect_right(self._ends, number)])
+        for delay_ns, count in Counter(found).items():
+            self.delays.add(delay_ns, count)
+
+    def wait(self) -> None:
+        """Collect the last ones, until STAMPS_S pass without any."""
+        poll = select.poll()
+        poll.register(self._sock.fileno(), 0)  # POLLERR is always told
+        self.collect()
+        while self.delays.count < self._sent and poll.poll(STAMPS_S * 1000):
+            before = self.delays.count
+            self.collect()
+            if self.delays.count == before:
+                break
+
+    def fields(self) -> dict[str, int | None]:
+        return {"datagrams": self.delays.count, **delay_fields(self.delays)}
 
 
 class Pacer:
@@ -146,6 +269,7 @@ class Sender:
         self.stream_id = secrets.randbits(64)
         self.sent = self.batches = self.refused = self.end_markers = 0
         self.elapsed_s = self.behind_s = 0.0
+        self.stamps = Stamps(sock) if args.timestamps else None
         self._sock = sock
         self._args = args
         self._reporter = reporter
@@ -233,6 +357,9 @@ class Sender:
             else:
                 left -= taken
                 self.sent += taken
+        if self.stamps:
+            self.stamps.add_burst(self.sent, sent_ns)
+            self.stamps.collect()
         return None
 
     def _report(self, now_s: float) -> None:
@@ -259,6 +386,9 @@ class Sender:
             "refused": self.refused,
             "behind_s": self.behind_s,
             "end_markers": self.end_markers,
+            "gso": self._sock.gso,
+            "gso_fallbacks": self._sock.stats.gso_fallbacks,
+            "transmit": self.stamps.fields() if self.stamps else None,
         }
 
     def summary_rows(self, fields: dict[str, Any]) -> list[tuple[str, str]]:
@@ -272,5 +402,11 @@ class Sender:
         ]
         if self.behind_s:
             rows.append(("behind", f"{self.behind_s:.3f} s of the asked rate given up"))
+        if fields["gso_fallbacks"]:
+            rows.append(("GSO", f"refused by the way {number(fields['gso_fallbacks'])} times, and sent one by one"))
+        if self.stamps:
+            stamped = self.stamps.delays.count
+            rows.append(("call to driver", f"{delay_text(fields['transmit'])}, of {number(stamped)} datagrams"))
+            if stamped < self.sent:
+                rows.append(("", f"{number(self.sent - stamped)} time stamps did not come"))
         return rows
-

@@ -191,7 +191,7 @@ class Span(NamedTuple):
 
     start: int
     """The first one's index in the batch."""
-    count: int
+    datagrams: int
     at: int
     """The first one's place in ``batch.buffer``."""
     step: int
@@ -217,7 +217,7 @@ class StreamTracker:
         self._columns = columns
         self._untracked = False
         self._batch: RecvBatch | None = None
-        self._bytes = memoryview(b"")
+        self._bytes = self._words = memoryview(b"")
 
     def feed(self, batch: RecvBatch, arrival_ns: int | None) -> None:
         """Account for all datagrams of `batch`.
@@ -232,6 +232,7 @@ class StreamTracker:
         if batch is not self._batch:
             self._batch = batch
             self._bytes = batch.buffer
+            self._words = self._bytes.cast("Q")
         if not self._columns:
             self._feed_each(batch, 0, len(batch), arrival_ns)
             return
@@ -239,7 +240,7 @@ class StreamTracker:
         for span in spans(batch):
             if span.start > taken:
                 self._feed_each(batch, taken, span.start, arrival_ns)
-            taken = span.start + span.count
+            taken = span.start + span.datagrams
             self._feed_span(batch, span, arrival_ns)
         if taken < len(batch):
             self._feed_each(batch, taken, len(batch), arrival_ns)
@@ -247,17 +248,20 @@ class StreamTracker:
     def _feed_span(self, batch: RecvBatch, span: Span, arrival_ns: int | None) -> None:
         start, count, at, step = span
         if step % WORD:
-            # Words at odd distances: unpacked one by one, but without a line of Python for each.
+            # Words cannot be read at such distances: the headers go side by side first.
             payloads = self._bytes[at : at + count * step]
-            headers = struct.iter_unpack(f"{HEADER.format}{step - HEADER.size}x", payloads)
-            self._sort(headers, arrivals(batch, start, count, arrival_ns))
-            return
-        words = self._bytes[at : at + (count - 1) * step + HEADER.size].cast("Q")
-        magics, ids, sequences, times = (words[i :: step // WORD] for i in range(4))
-        tags, stream_ids = magics.tobytes(), ids.tobytes()
+            headers = struct.iter_unpack(f"{HEADER.size}s{step - HEADER.size}x", payloads)
+            words, at, step = memoryview(b"".join([header for (header,) in headers])).cast("Q"), 0, HEADER.size
+        else:
+            words = self._words
+        at //= WORD
+        step //= WORD
+        end = at + count * step  # no column gets so far: each has `count` words
+        tags, stream_ids = words[at:end:step].tobytes(), words[at + 1 : end : step].tobytes()
         if tags == MAGIC * count and stream_ids == stream_ids[:WORD] * count:
-            if stream := self._stream(ids[0], count):
-                self._feed_one(stream, batch, span, sequences, times, arrival_ns)
+            stream = self._stream(words[at + 1], count)
+            if stream:
+                self._feed_one(stream, batch, span, words[at + 2 : end : step], words[at + 3 : end : step], arrival_ns)
         elif MAGIC not in tags:
             self.others += count
         else:
@@ -273,7 +277,7 @@ class StreamTracker:
         arrival_ns: int | None,
     ) -> None:
         """Account for a span of one stream."""
-        start, count = span.start, span.count
+        start, count = span.start, span.datagrams
         first = sequences[0]
         if first + count <= END_FLAG and sequences.tobytes() == encode_run(first, count):
             stream.take_run(first, count)
