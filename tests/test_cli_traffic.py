@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +23,15 @@ from command import DEADLINE_S, exit_code, json_lines, running, wait_until
 from conftest import NO_DROPS, environment, needs_drop_counter, needs_ipv6
 
 import fastsock
-from fastsock.cli import recv
+from fastsock.cli import build_parsers, recv
 from fastsock.cli.arguments import Stop
 from fastsock.cli.report import Reporter
-from fastsock.cli.send import Sender
-from fastsock.cli.stream import END_FLAG, HEADER
+from fastsock.cli.send import Sender, Stamps, connect
+from fastsock.cli.stream import END_FLAG, HEADER, encode_header
 
+needs_gro = pytest.mark.skipif(
+    not (fastsock.probe().gso and fastsock.probe().gro), reason="the kernel has no UDP GSO and GRO"
+)
 Closing = Callable[[Any], Any]
 Preload = Callable[..., fastsock.Socket]
 Output = pytest.CaptureFixture[str]
@@ -57,8 +62,10 @@ class Failing(fastsock.Socket):
 def preloaded(monkeypatch: pytest.MonkeyPatch, closing: Closing) -> Callable[..., fastsock.Socket]:
     """Let the next ``recv`` find these payloads waiting; returns its socket."""
 
-    def preload(payloads: list[bytes], rcvbuf: int | None = None, kind: type = fastsock.Socket) -> fastsock.Socket:
-        sock = closing(kind(fileno=fastsock.bind_udp(("127.0.0.1", 0), rcvbuf=rcvbuf).detach()))
+    def preload(
+        payloads: list[bytes], rcvbuf: int | None = None, kind: type = fastsock.Socket, **options: Any
+    ) -> fastsock.Socket:
+        sock = closing(kind(fileno=fastsock.bind_udp(("127.0.0.1", 0), rcvbuf=rcvbuf, **options).detach()))
         sender = closing(fastsock.connect_udp(sock.getsockname()))
         assert sender.send_many(payloads) == len(payloads)
         monkeypatch.setattr(recv, "listen", lambda args: sock)
@@ -93,7 +100,7 @@ def test_the_end_lets_nothing_more_in(host: str, closing: Closing) -> None:
     peer_host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     sender = closing(fastsock.connect_udp((peer_host, sock.getsockname()[1])))
     assert sender.send_many([b"x"] * 100) == 100
-    run = recv.Run(sock, argparse.Namespace(vlen=8, slot_size=64, count=None), Reporter(as_json=True))
+    run = recv.Run(sock, argparse.Namespace(vlen=8, slot_size=64, count=None, timestamps=False), Reporter(as_json=True))
     assert run.drain() is None
     assert sender.send(b"late") == 4
     assert list(receive_all(sock)) == []
@@ -137,15 +144,107 @@ def test_a_clamped_buffer_is_one_line(capsys: Output, monkeypatch: pytest.Monkey
     assert second.startswith("listening on 127.0.0.1:")
 
 
+# --- recv with GRO and time stamps --------------------------------------------------------------------------
+
+
+@needs_gro
+def test_joined_datagrams_are_counted_each(preloaded: Preload, capsys: Output) -> None:
+    preloaded([b"x" * 100] * 300 + [b"y" * 50], gro=True)
+    assert exit_code("recv", "127.0.0.1:0", "--json", "--gro", "--idle", "0.05") == 0
+    listening, *_, summary = json_lines(capsys.readouterr().out)
+    assert (listening["gro"], listening["vlen"], listening["slot_size_bytes"]) == (True, 16, 65535)
+    assert (summary["datagrams"], summary["bytes"], summary["other_datagrams"]) == (301, 30_050, 301)
+    assert (summary["batches"], summary["kernel_drops"], summary["kernel_drops_unit"]) == (1, NO_DROPS, "messages")
+
+
+@needs_gro
+def test_count_ends_behind_the_batch_that_reaches_it(preloaded: Preload, closing: Closing, capsys: Output) -> None:
+    sock = preloaded([], gro=True)
+    twin = closing(sock.dup())
+    sender = closing(fastsock.connect_udp(sock.getsockname()))
+    for _ in range(3):
+        assert sender.send_segments(b"x" * 1000, 100) == 1000
+    assert exit_code("recv", "127.0.0.1:0", "--json", "--gro", "--vlen", "1", "--count", "11") == 0
+    assert json_lines(capsys.readouterr().out)[-1]["datagrams"] == 20
+    assert len(twin.recv_many()) == 10
+
+
+@needs_gro
+@needs_drop_counter
+def test_a_drop_with_gro_is_a_whole_message(preloaded: Preload, closing: Closing, capsys: Output) -> None:
+    sock = preloaded([], rcvbuf=100_000, gro=True)
+    sender = closing(fastsock.connect_udp(sock.getsockname()))
+    for _ in range(50):
+        assert sender.send_segments(b"x" * 20_000, 400) == 20_000
+    assert exit_code("recv", "127.0.0.1:0", "--gro", "--idle", "0.05", "--json", "--fail-on-loss") == 3
+    summary = json_lines(capsys.readouterr().out)[-1]
+    assert 0 < summary["datagrams"] < 2500
+    assert summary["kernel_drops_unit"] == "messages"
+    assert summary["datagrams"] + 50 * summary["kernel_drops"] == 2500
+
+
+@needs_gro
+@needs_drop_counter
+def test_drops_with_gro_are_not_called_datagrams(preloaded: Preload, closing: Closing, capsys: Output) -> None:
+    sock = preloaded([], rcvbuf=1, gro=True)
+    sender = closing(fastsock.connect_udp(sock.getsockname()))
+    for _ in range(9):
+        assert sender.send_segments(b"x" * 20_000, 400) == 20_000
+    drops = sock.drops
+    assert exit_code("recv", "127.0.0.1:0", "--gro", "--idle", "0.05") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("kernel drops")]
+    assert drops > 0
+    assert line.split(maxsplit=2)[2] == f"{drops} messages, each of one datagram or many that were joined"
+
+
+def test_without_gro_it_says_why_and_goes_on(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTSOCK_GRO", "0")
+    assert exit_code("recv", "127.0.0.1:0", "--rcvbuf", "4k", "--gro", "--duration", "0.01", "--json") == 0
+    out, err = capsys.readouterr()
+    assert err == "fastsock: warning: no UDP GRO: FASTSOCK_GRO=0 is set\n"
+    listening, *_, summary = json_lines(out)
+    assert (listening["gro"], summary["kernel_drops_unit"]) == (False, "datagrams")
+
+
+@pytest.mark.parametrize("gro", [False, pytest.param(True, marks=needs_gro)], ids=["plain", "gro"])
+@pytest.mark.parametrize("stamped", [True, False], ids=["kernel", "read"])
+def test_one_way_delay_is_to_the_clock_that_was_asked_for(
+    stamped: bool, gro: bool, preloaded: Preload, capsys: Output
+) -> None:
+    sent_ns = time.time_ns()
+    preloaded([encode_header(7, number, sent_ns) for number in range(100)], timestamps=True, gro=gro)
+    queued_ns = time.time_ns() - sent_ns
+    words = ["recv", "127.0.0.1:0", "--count", "100", *["--timestamps"] * stamped, *["--gro"] * gro]
+    assert exit_code(*words, "--json") == 0
+    summary = json_lines(capsys.readouterr().out)[-1]
+    stream = summary["stream"]
+    assert (stream["received"], stream["lost"]) == (100, 0)
+    if stamped:
+        assert summary["delay_clock"] == "kernel"
+        assert 0 <= stream["delay_min_ns"] <= stream["delay_max_ns"] <= queued_ns
+    else:
+        assert summary["delay_clock"] == "read"
+        assert queued_ns <= stream["delay_min_ns"]
+
+
+@pytest.mark.parametrize(("words", "until"), [([], "it was read"), (["--timestamps"], "the kernel had it")])
+def test_the_summary_says_which_clock(words: list[str], until: str, preloaded: Preload, capsys: Output) -> None:
+    preloaded([encode_header(7, 0, time.time_ns())], timestamps=True)
+    assert exit_code("recv", "127.0.0.1:0", "--count", "1", *words) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("one-way delay")]
+    assert line.endswith(f" us, until {until}")
+
+
 # --- send -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [32, 100, 512])
 @pytest.mark.parametrize("vlen", [1, 7, 64])
-def test_what_send_sends(size: int, vlen: int, closing: Closing, capsys: Output) -> None:
+@pytest.mark.parametrize("option", ["", "--gso", "--timestamps"])
+def test_what_send_sends(size: int, vlen: int, option: str, closing: Closing, capsys: Output) -> None:
     sock = closing(fastsock.bind_udp(("127.0.0.1", 0)))
     target = f"127.0.0.1:{sock.getsockname()[1]}"
-    words = ["--count", "100", "--rate", "20k", "--size", str(size), "--vlen", str(vlen)]
+    words = ["--count", "100", "--rate", "20k", "--size", str(size), "--vlen", str(vlen), *option.split()]
     assert exit_code("send", target, "--json", *words) == 0
     sending, *_, summary = json_lines(capsys.readouterr().out)
     assert (sending["type"], sending["datagram_bytes"]) == ("sending", size)
@@ -160,6 +259,96 @@ def test_what_send_sends(size: int, vlen: int, closing: Closing, capsys: Output)
     times = [sent_ns for *_, sent_ns in fields[:100]]
     assert times == sorted(times)
     assert all(payload[HEADER.size :].strip(b"\0") == b"" for payload in payloads)
+
+
+@needs_gro
+def test_send_with_gso_into_recv_with_gro(tmp_path: Path, capsys: Output) -> None:
+    words = ["--json", "--gro", "--timestamps", "--idle", "5", "--count", "40003", "--fail-on-loss"]
+    with running(tmp_path, "recv", "127.0.0.1:0", *words) as command:
+        target = f"127.0.0.1:{command.port()}"
+        assert exit_code("send", target, "--gso", "--count", "40k", "--rate", "200k", "--json") == 0
+        assert command.end() == 0
+    sending, *_, sent = json_lines(capsys.readouterr().out)
+    assert (sending["gso"], sending["vlen"]) == (True, 512)
+    assert (sent["sent"], sent["gso"], sent["gso_fallbacks"], sent["transmit"]) == (40_000, True, 0, None)
+    summary = command.summary
+    assert (summary["stream"]["received"], summary["stream"]["lost"]) == (40_000, 0)
+    assert (summary["datagrams"], summary["end_markers"], summary["kernel_drops"]) == (40_003, 3, NO_DROPS)
+
+
+def test_without_gso_it_says_why_and_goes_on(capsys: Output, closing: Closing, monkeypatch: pytest.MonkeyPatch) -> None:
+    sock = closing(fastsock.bind_udp(("127.0.0.1", 0)))
+    off = dataclasses.replace(fastsock.probe(), gso=fastsock.Capability(False, "FASTSOCK_GSO=0 is set"))
+    monkeypatch.setattr(fastsock, "probe", lambda: off)
+    real = fastsock.connect_udp
+    monkeypatch.setattr(fastsock, "connect_udp", lambda address, **options: real(address, **{**options, "gso": False}))
+    assert exit_code("send", f"127.0.0.1:{sock.getsockname()[1]}", "--gso", "--count", "10", "--json") == 0
+    out, err = capsys.readouterr()
+    assert err == "fastsock: warning: no UDP GSO: FASTSOCK_GSO=0 is set\n"
+    sending, *_, summary = json_lines(out)
+    assert (sending["gso"], summary["gso"], summary["sent"]) == (False, False, 10)
+
+
+def test_send_reports_when_the_driver_had_each(closing: Closing, capsys: Output) -> None:
+    sock = closing(fastsock.bind_udp(("127.0.0.1", 0)))
+    target = f"127.0.0.1:{sock.getsockname()[1]}"
+    words = ["send", target, "--timestamps", "--count", "200", "--rate", "20k"]
+    assert exit_code(*words, "--json") == 0
+    transmit = json_lines(capsys.readouterr().out)[-1]["transmit"]
+    assert transmit.pop("datagrams") == 200
+    delays = list(transmit.values())
+    assert delays == sorted(delays)
+    assert 0 <= delays[0] <= delays[-1] < DEADLINE_S * 10**9
+    assert exit_code(*words) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("call to driver")]
+    assert line.endswith(" us, of 200 datagrams")
+
+
+class Reporting:
+    """In place of a socket: its error queue."""
+
+    def __init__(self, *records: tuple[int, int]) -> None:
+        self._records = [
+            fastsock.ErrorRecord(0, "timestamp", 0, 0, ids=range(number, number + 1), timestamp_ns=ns)
+            for number, ns in records
+        ]
+
+    def recv_errors(self) -> list[fastsock.ErrorRecord]:
+        records, self._records = self._records, []
+        return [fastsock.ErrorRecord(errno.ECONNREFUSED, "icmp", 3, 3), *records]
+
+
+@pytest.mark.parametrize("start", [0, 2**32 - 3, 5 * 2**32 + 7])
+def test_time_stamps_find_their_bursts(start: int) -> None:
+    stamps = Stamps(Reporting(*(((start + i) % 2**32, 1000 + i) for i in (1, 0, 4, 2, 3, 5, 7))))
+    stamps.add_burst(start, 1)
+    stamps.add_burst(start + 3, 900)
+    stamps.add_burst(start + 5, 1001)
+    stamps.collect()
+    # 0 to 2 were sent at 900, 3 and 4 at 1001; what is above are end markers.
+    assert stamps.delays.count == 5
+    assert (stamps.delays.minimum, stamps.delays.maximum) == (2, 102)
+    assert stamps.delays.percentile(50) == 100
+
+
+def test_multicast(tmp_path: Path, capsys: Output) -> None:
+    group = ["--multicast", "239.255.78.1@lo", "--multicast", "239.255.78.2@lo"]
+    with running(tmp_path, "recv", ":0", "--json", "--count", "8", *group) as command:
+        port = command.port()
+        for host in ("239.255.78.1", "239.255.78.2"):
+            target = f"{host}:{port}"
+            assert exit_code("send", target, "--count", "1", "--multicast-interface", "lo", "--json") == 0
+        assert command.end() == 0
+    assert command.events[0]["multicast"] == ["239.255.78.1@lo", "239.255.78.2@lo"]
+    assert command.summary["stream"]["streams"] == 2
+
+
+def test_how_groups_are_sent_to(closing: Closing) -> None:
+    words = ["send", "239.255.78.3:9", "--multicast-interface", "lo", "--multicast-ttl", "5", "--no-multicast-loop"]
+    sock = closing(connect(build_parsers("send")[""].parse_args(words)))
+    assert sock.getpeername() == ("239.255.78.3", 9)
+    assert sock.getsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL) == 5
+    assert sock.getsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP) == 0
 
 
 class Recording(fastsock.Socket):
@@ -179,7 +368,7 @@ def test_partial_sends_skip_and_repeat_nothing(unix_pair: Callable[..., Any], cl
     writer = closing(Recording(fileno=inherited.detach()))
     writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     writer.settimeout(Stop.TICK_S)
-    args = argparse.Namespace(vlen=64, size=32, rate=0.0, count=500, duration=None, interval=60.0)
+    args = argparse.Namespace(vlen=64, size=32, rate=0.0, count=500, duration=None, interval=60.0, timestamps=False)
     sender = Sender(writer, args, Reporter(as_json=True))
     with ThreadPoolExecutor(1) as executor:
         sending = executor.submit(sender.send, Stop())

@@ -1,14 +1,29 @@
 """The stream's payload, the tracker that reads it, the histogram, and the pacing of senders."""
 
+import socket
+import struct
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastsock import RecvBatch
+from fastsock._constants import SO_TIMESTAMPNS, SOL_UDP, UDP_GRO
 from fastsock.cli import stream as stream_module
 from fastsock.cli.histogram import Histogram, bucket_of, middle_of
 from fastsock.cli.send import MAX_ARREARS_S, Pacer
-from fastsock.cli.stream import END_FLAG, HEADER, MAGIC, Stream, StreamTracker, encode_header
+from fastsock.cli.stream import (
+    END_FLAG,
+    HEADER,
+    MAGIC,
+    MAX_SPAN,
+    Stream,
+    StreamTracker,
+    encode_header,
+    encode_run,
+    spans,
+)
 
 ARRIVAL_NS = 1_000_000
 
@@ -29,6 +44,17 @@ def track(datagrams: list[bytes], vlen: int = 4, columns: bool = True, slot_size
         batch.load(datagrams[start : start + vlen])
         tracker.feed(batch, ARRIVAL_NS)
     return tracker
+
+
+def joined(*sizes: int) -> list[list[tuple[int, int, bytes]]]:
+    """Ancillary data of messages that UDP GRO joined from datagrams of such sizes."""
+    return [[(SOL_UDP, UDP_GRO, size.to_bytes(4, sys.byteorder))] for size in sizes]
+
+
+def stamped(*times: int) -> list[list[tuple[int, int, bytes]]]:
+    """Ancillary data of messages that the kernel received then."""
+    seconds = [divmod(ns, 10**9) for ns in times]
+    return [[(socket.SOL_SOCKET, SO_TIMESTAMPNS, struct.pack("@qq", *pair))] for pair in seconds]
 
 
 @pytest.fixture(params=[True, False], ids=["columns", "struct"])
@@ -163,6 +189,107 @@ def test_against_a_simple_model(
     assert result.lost == span - len(distinct)
     assert not result.approximate
     assert tracker.others == len(datagrams) - len(sequences)
+
+
+# --- joined datagrams, and their times -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [0, 1, 2**40 - 3, 2**64 - MAX_SPAN])
+@pytest.mark.parametrize("count", [1, 2, 64, MAX_SPAN])
+def test_runs_of_numbers(first: int, count: int) -> None:
+    assert encode_run(first, count) == b"".join(n.to_bytes(8, "little") for n in range(first, first + count))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 30), st.integers(1, 20)), min_size=1, max_size=30))
+def test_a_run_is_taken_as_its_numbers_are(steps: list[tuple[bool, int, int]]) -> None:
+    at_once, singly = Stream(), Stream()
+    position = 100
+    for backwards, distance, count in steps:
+        position = max(0, position - distance if backwards else position + distance)
+        at_once.take_run(position, count)
+        for number in range(position, position + count):
+            singly.take([number])
+        position += count
+        for name in ("lowest", "expected", "received", "duplicated", "reordered", "lost"):
+            assert getattr(at_once, name) == getattr(singly, name), name
+
+
+@given(
+    st.lists(st.tuples(st.integers(32, 90), st.integers(1, 5), st.integers(0, 89)), min_size=1, max_size=4),
+    st.lists(st.sampled_from(["next", "next", "next", "gap", "again", "other", "noise", "end"]), max_size=40),
+)
+def test_joined_datagrams_are_tracked_as_single_ones(messages: list[tuple[int, int, int]], kinds: list[str]) -> None:
+    """Messages of any size, with a shorter last datagram or not, in order or in a mess."""
+    kinds = kinds + ["next"] * 100
+    number = 0
+    payloads, singles = [], []
+    for size, count, tail in messages:
+        sizes = [size] * count + ([tail % size] if tail % size else [])
+        parts = []
+        for length in sizes:
+            kind = kinds.pop(0)
+            number += kind == "gap"
+            header = {
+                "noise": b"n" * HEADER.size,
+                "end": encode_header(7, END_FLAG | 50, ARRIVAL_NS),
+                "again": encode_header(7, max(0, number - 1), ARRIVAL_NS - 5),
+                "other": encode_header(8, number, ARRIVAL_NS - 7),
+            }.get(kind, encode_header(7, number, ARRIVAL_NS - size))
+            number += kind in ("next", "gap")
+            parts.append(header.ljust(length, b"p")[:length])
+        payloads.append(b"".join(parts))
+        singles += parts
+    batch = RecvBatch(4, 65535)
+    assert batch.load(payloads, ancdata=joined(*(size for size, *_ in messages))) == len(singles)
+    tracker, plain = StreamTracker(), StreamTracker(columns=False)
+    tracker.feed(batch, ARRIVAL_NS)
+    single = RecvBatch(len(singles), 128)
+    single.load(singles)
+    plain.feed(single, ARRIVAL_NS)
+    assert tracker.result() == plain.result()
+    assert (tracker.datagrams, tracker.others, tracker.end_markers) == (
+        plain.datagrams,
+        plain.others,
+        plain.end_markers,
+    )
+
+
+def test_a_joined_message_is_one_span() -> None:
+    batch = RecvBatch(3, 65535)
+    messages = [datagram(0) * 60, datagram(0) * 60 + datagram(0)[:35], datagram(0) * 2]
+    batch.load(messages, ancdata=joined(40, 40, 40))
+    assert [tuple(span) for span in spans(batch)] == [
+        (0, 60, 0, 40),
+        (60, 60, batch.stride, 40),  # its last datagram is shorter
+        (121, 2, 2 * batch.stride, 40),
+    ]
+
+
+def test_long_batches_come_in_parts(columns: bool) -> None:
+    tracker = track([datagram(i) for i in range(2 * MAX_SPAN + 1)], 4 * MAX_SPAN, columns)
+    assert (tracker.datagrams, tracker.lost, tracker.others) == (2 * MAX_SPAN + 1, 0, 0)
+
+
+def test_delay_by_the_kernels_time_stamps(columns: bool) -> None:
+    tracker = StreamTracker(columns)
+    batch = RecvBatch(3, 64)
+    batch.load([datagram(0), datagram(1), datagram(2)], ancdata=stamped(ARRIVAL_NS, ARRIVAL_NS + 50, 0))
+    tracker.feed(batch, None)
+    result = tracker.result()
+    assert result is not None
+    # The third has no time stamp.
+    assert (result.delay_min_ns, result.delay_max_ns, tracker.delays.count) == (100, 150, 2)
+    assert tracker.datagrams == 3
+
+
+def test_delay_of_joined_datagrams(columns: bool) -> None:
+    tracker = StreamTracker(columns)
+    batch = RecvBatch(2, 65535)
+    controls = [a + b for a, b in zip(joined(40, 40), stamped(ARRIVAL_NS + 20, 0), strict=True)]
+    batch.load([datagram(0) + datagram(1), datagram(2) + datagram(3)], ancdata=controls)
+    tracker.feed(batch, None)
+    assert (tracker.delays.minimum, tracker.delays.maximum, tracker.delays.count) == (120, 120, 2)
+    assert tracker.datagrams == 4
 
 
 # --- the histogram -------------------------------------------------------------------------------
