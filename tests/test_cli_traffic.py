@@ -206,6 +206,27 @@ def test_without_gro_it_says_why_and_goes_on(capsys: Output, monkeypatch: pytest
     assert (listening["gro"], summary["kernel_drops_unit"]) == (False, "datagrams")
 
 
+@pytest.fixture
+def stamping(closing: Closing) -> None:
+    """Let the kernel stamp all that arrives, for as long as the test runs.
+
+    It begins to a moment after the first socket asked for it (net_enable_timestamp), and what
+    came before gets the time of the read.
+    """
+    sock = closing(fastsock.bind_udp(("127.0.0.1", 0), timestamps=True))
+    sender = closing(fastsock.connect_udp(sock.getsockname()))
+    batch = fastsock.RecvBatch(1)
+
+    def stamped_at_once() -> bool:
+        sender.send(b"x")
+        behind_ns = time.time_ns()
+        sock.recv_batch(batch)
+        return batch.timestamps_ns[0] <= behind_ns
+
+    wait_until(stamped_at_once, "time stamps")
+
+
+@pytest.mark.usefixtures("stamping")
 @pytest.mark.parametrize("gro", [False, pytest.param(True, marks=needs_gro)], ids=["plain", "gro"])
 @pytest.mark.parametrize("stamped", [True, False], ids=["kernel", "read"])
 def test_one_way_delay_is_to_the_clock_that_was_asked_for(

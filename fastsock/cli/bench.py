@@ -85,6 +85,7 @@ def environment() -> dict[str, Any]:
         "kernel": found.kernel,
         "machine": found.machine,
         "cpus": found.cpus,
+        "max_segments": found.max_segments,
         "python": found.python,
         "implementation": platform.python_implementation(),
         "fastsock": fastsock.__version__,
