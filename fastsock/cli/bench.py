@@ -43,7 +43,7 @@ def parse_sizes(text: str) -> list[int]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `fastsock bench`."""
-    parser.add_argument("--quick", action="store_true", help="about 8 seconds instead of 35")
+    parser.add_argument("--quick", action="store_true", help="about 8 seconds instead of 30")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--sizes", type=parse_sizes, default=[64, 1400], metavar="BYTES", help="payload sizes (default: 64,1400)"
