@@ -15,7 +15,8 @@ cdef enum:
     CHUNK_BYTES = 64 << 20      # the largest scratch arena of recv_many
     MOST_PER_CALL = 1 << 18     # datagrams of one recv_many: about a tenth of a second
     YIELD_EVERY = 16            # chunks of recv_many that may follow each other under the GIL
-    GRO_CHUNK = 16              # messages of joined datagrams in one call: a thousand of them
+    HOLD_GIL_GRO = 16           # messages of joined datagrams, up to a megabyte, are a short call
+    GRO_CHUNK = 8               # of them in one call of recv_many: what the cache holds
 
 
 cdef class ReceiveSocket(SingleSocket):
@@ -100,7 +101,7 @@ cdef class ReceiveSocket(SingleSocket):
     cdef Py_ssize_t receive(self, RecvBatch batch, Py_ssize_t vlen, int flags) except -1:
         """Prepare, call, decode; the caller owns the batch."""
         cdef int received
-        cdef bint hold_gil = vlen <= (GRO_CHUNK if self.ancillary & GRO else HOLD_GIL_DATAGRAMS)
+        cdef bint hold_gil = vlen <= (HOLD_GIL_GRO if self.ancillary & GRO else HOLD_GIL_DATAGRAMS)
         batch.prepare()
         self.raise_deferred(&self.deferred_recv)
         if flags & c.MSG_PEEK:
