@@ -12,3 +12,5 @@ class ErrorRecord(NamedTuple):
     ids: range | None = None
     timestamp_ns: int | None = None
     copied: bool = False
+
+def decode(control: bytes, payload: bytes = b"", name: bytes = b"") -> ErrorRecord | None: ...

@@ -6,8 +6,8 @@
 from collections import namedtuple
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t
-from libc.string cimport memcpy
+from libc.stdint cimport int64_t, uint32_t
+from libc.string cimport memcpy, memset
 from fastsock cimport _linux as c
 from fastsock._cmsg cimport Metadata, decode_metadata
 from fastsock._sockaddr cimport decode_address
@@ -33,8 +33,8 @@ class ErrorRecord(
         offender: The host that sent the ICMP error, without a port, or None.
         mtu: Bytes of the packet that would have fitted, with EMSGSIZE; else None.
         payload: The start of the datagram, as far as it was quoted.
-        ids: The sends that it is about: a range of 32-bit numbers, from 0 for the first send
-            after the option was set; None for errors.
+        ids: The sends that it is about: a range of numbers, from 0 for the first send after
+            the option was set, modulo 2**32; None for errors.
         timestamp_ns: When it was sent, in ns since 1970 or by the device's clock; of txtime,
             the time that was asked for; else None.
         copied: Whether the kernel copied a zero-copy send after all, as on loopback.
@@ -90,10 +90,10 @@ cdef object decode_error(c.msghdr *msg, const char *payload, size_t size):
             offender = decode_address(&storage, room)[0]
     if origin == c.SO_EE_ORIGIN_ZEROCOPY:
         # 32-bit numbers that may wrap within a range.
-        ids = range(ee.ee_info, ee.ee_info + ((ee.ee_data - ee.ee_info) & 0xFFFFFFFF) + 1)
+        ids = range(ee.ee_info, <int64_t>ee.ee_info + <uint32_t>(ee.ee_data - ee.ee_info) + 1)
     elif origin == c.SO_EE_ORIGIN_TIMESTAMPING:
         decode_metadata(msg, &metadata)
-        ids = range(ee.ee_data, ee.ee_data + 1)
+        ids = range(ee.ee_data, <int64_t>ee.ee_data + 1)
         timestamp_ns = metadata.hardware_timestamp_ns or metadata.timestamp_ns or None
     elif origin == c.SO_EE_ORIGIN_TXTIME:
         timestamp_ns = <int64_t>ee.ee_data << 32 | ee.ee_info
@@ -111,3 +111,20 @@ cdef object decode_error(c.msghdr *msg, const char *payload, size_t size):
         timestamp_ns,
         origin == c.SO_EE_ORIGIN_ZEROCOPY and ee.ee_code & c.SO_EE_CODE_ZEROCOPY_COPIED != 0,
     )
+
+
+# --- for tests ---------------------------------------------------------------------------------
+
+def decode(bytes control not None, bytes payload not None=b"", bytes name not None=b""):
+    """The record in a control buffer, beside the quoted payload and the sockaddr of the peer, or None."""
+    cdef bytearray copy = bytearray(control)
+    cdef c.sockaddr_storage storage
+    cdef c.msghdr msg
+    memset(&msg, 0, sizeof(msg))
+    memset(&storage, 0, sizeof(storage))
+    memcpy(&storage, <const char *>name, min(<size_t>len(name), sizeof(storage)))
+    msg.msg_name = &storage
+    msg.msg_namelen = <c.socklen_t>len(name)
+    msg.msg_control = <char *>copy
+    msg.msg_controllen = len(copy)
+    return decode_error(&msg, payload, <size_t>len(payload))
