@@ -9,7 +9,7 @@ from fastsock._receive cimport ReceiveSocket
 cdef struct Sending:
     Py_ssize_t entry            # the next entry of an Outgoing
     Py_ssize_t segments         # how many of its segments are gone, where it goes in single ones
-    Py_ssize_t messages         # that the kernel took
+    Py_ssize_t numbers          # that the kernel gave out, with MSG_ZEROCOPY: one for each message
     bint moved                  # whether it took any
     int64_t deadline_ns
 
@@ -29,7 +29,7 @@ cdef class SendSocket(ReceiveSocket):
     cdef int limits(self, Limits *limits) except -1
     cdef int send_flags(self, object flags) except? -1
     cdef Py_ssize_t send_cut(
-        self, str caller, object payload, Py_ssize_t segment_size, object address, int flags, Py_ssize_t *messages
+        self, str caller, object payload, Py_ssize_t segment_size, object address, int flags, Py_ssize_t *numbers
     ) except -1
     cdef bint send_outgoing(
         self, Gather gather, const Outgoing *out, Py_ssize_t end, int flags, bint hold_gil, Sending *sending
@@ -37,6 +37,7 @@ cdef class SendSocket(ReceiveSocket):
     cdef void advance(
         self, Gather gather, const Outgoing *out, Py_ssize_t start, Py_ssize_t count, Sending *sending
     ) noexcept
+    cdef int count_refused(self, Sending *sending) except -1
     cdef void remember_refusal(self, int refusal, Py_ssize_t segment_size) noexcept
     cdef Py_ssize_t gather_send(
         self, str caller, tuple payloads, object address, tuple addresses, int flags

@@ -31,9 +31,11 @@ cdef enum:
 
 
 cdef class SendSocket(ReceiveSocket):
-    def __cinit__(self):
+    cdef int adopt(self, int fd, int family, int type, int proto) except -1:
         self.gso_wanted = True
         self.gso_segment_size = MAX_PAYLOAD
+        self.zerocopy_number = 0
+        return ReceiveSocket.adopt(self, fd, family, type, proto)
 
     # --- sending in batches ----------------------------------------------------------------------------
 
@@ -176,11 +178,11 @@ cdef class SendSocket(ReceiveSocket):
         Holds the GIL while it tries, for up to 64 KiB; releases it to wait and for more.
         Restarts on EINTR (PEP 475). See udp(7), UDP_SEGMENT.
         """
-        cdef Py_ssize_t messages = 0
-        cdef Py_ssize_t size = integer(segment_size)
-        if not 1 <= size <= 0xFFFF:
-            raise ValueError(f"segment_size must be 1 to 65535, not {size}")
-        return self.send_cut("send_segments", payload, size, address, self.send_flags(flags), &messages)
+        cdef Py_ssize_t numbers = 0
+        return self.send_cut(
+            "send_segments", payload, in_range("segment_size", segment_size, 1, 0xFFFF), address,
+            self.send_flags(flags), &numbers,
+        )
 
     def send_zerocopy(self, payload, address=None, *, segment_size=None, flags=0):
         """Send ``payload`` without copying it: one datagram, or several of ``segment_size`` bytes.
@@ -206,13 +208,11 @@ cdef class SendSocket(ReceiveSocket):
 
         See MSG_ZEROCOPY in send(2), Documentation/networking/msg_zerocopy.rst.
         """
-        cdef Py_ssize_t messages = 0
+        cdef Py_ssize_t numbers = 0
         cdef Py_ssize_t i
         cdef uint64_t seen = 0
-        cdef Py_ssize_t size = 0 if segment_size is None else integer(segment_size)
+        cdef Py_ssize_t size = 0 if segment_size is None else in_range("segment_size", segment_size, 1, 0xFFFF)
         cdef int how = integer(flags)
-        if segment_size is not None and not 1 <= size <= 0xFFFF:
-            raise ValueError(f"segment_size must be 1 to 65535, not {size}")
         # The kernel numbers these sends: two at a time would mix up whose is whose.
         if not c.fastsock_flag_acquire(&self.zerocopy_busy, fork_epoch()):
             raise RuntimeError("another thread is in send_zerocopy() on this socket")
@@ -223,22 +223,23 @@ cdef class SendSocket(ReceiveSocket):
             held = PyMemoryView_FromObject(payload)
             self.early = set()
             try:
-                return self.send_cut("send_zerocopy", payload, size, address, how | c.MSG_ZEROCOPY, &messages)
+                # `held`, not `payload`, which may export another buffer the second time.
+                return self.send_cut("send_zerocopy", held, size, address, how | c.MSG_ZEROCOPY, &numbers)
             finally:
                 with cython.critical_section(self):
-                    for i in range(messages):
+                    for i in range(numbers):
                         number = (self.zerocopy_number + i) & 0xFFFFFFFF
-                        if number not in self.early:
+                        if number not in self.early and self.handle.fd >= 0:
                             self.pins[number] = held
                     self.early = None
-                    self.zerocopy_number = (self.zerocopy_number + messages) & 0xFFFFFFFF
+                    self.zerocopy_number = (self.zerocopy_number + numbers) & 0xFFFFFFFF
         finally:
             c.fastsock_flag_release(&self.zerocopy_busy)
 
     cdef Py_ssize_t send_cut(
-        self, str caller, object payload, Py_ssize_t segment_size, object address, int flags, Py_ssize_t *messages
+        self, str caller, object payload, Py_ssize_t segment_size, object address, int flags, Py_ssize_t *numbers
     ) except -1:
-        """Send one buffer, whole where `segment_size` is 0; counts the messages that the kernel took."""
+        """Send one buffer, whole where `segment_size` is 0; counts the numbers that the kernel gave out."""
         cdef Py_buffer view
         cdef Gather gather
         cdef Outgoing out
@@ -284,7 +285,7 @@ cdef class SendSocket(ReceiveSocket):
                             gather, &out, chunk, flags, view.len <= HOLD_GIL_BYTES, &sending
                         )
                     finally:
-                        messages[0] = sending.messages
+                        numbers[0] = sending.numbers
                     done += sending.entry
                 return min(view.len, done * step + sending.segments * segment_size)
             finally:
@@ -369,6 +370,8 @@ cdef class SendSocket(ReceiveSocket):
                         &error,
                     )
                 except OSError:
+                    if flags & c.MSG_ZEROCOPY:
+                        self.count_refused(sending)
                     if gather.segmented[sent] and error in (c.EIO, c.EINVAL, c.EMSGSIZE):
                         refusal = error
                         refused_size = gather.segmented[sent]
@@ -384,6 +387,8 @@ cdef class SendSocket(ReceiveSocket):
                 self.advance(gather, out, sent, got, sending)
                 sent += got
                 if sent < messages:
+                    if flags & c.MSG_ZEROCOPY:
+                        self.count_refused(sending)
                     # What would block is tried again only where calls wait; what asks for
                     # segmentation may have been refused for that alone.
                     if (self.timeout_ns == 0 or flags & c.MSG_DONTWAIT) and not gather.segmented[sent]:
@@ -410,9 +415,24 @@ cdef class SendSocket(ReceiveSocket):
             else:
                 datagrams += gather.entries[i] if gather.entries[i] > 1 else segments_of(out, sending.entry)
                 sending.entry += gather.entries[i]
-        sending.messages += count
+        sending.numbers += count
         sending.moved = True
         c.fastsock_count(&self._sent, datagrams)
+
+    cdef int count_refused(self, Sending *sending) except -1:
+        """Find out whether what was refused just now has used up zero-copy numbers.
+
+        It has where the refusal came when the buffers were attached already, as that of
+        segmentation does: then the completion is in the error queue by now, and nobody else
+        can have that number.
+        """
+        cdef uint64_t seen = 0
+        if self.handle.fd < 0:
+            return 0
+        self.absorb_errors(&seen)
+        while (self.zerocopy_number + <uint64_t>sending.numbers) & 0xFFFFFFFF in self.early:
+            sending.numbers += 1
+        return 0
 
     cdef void remember_refusal(self, int refusal, Py_ssize_t segment_size) noexcept:
         if refusal == c.EIO:

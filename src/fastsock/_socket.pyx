@@ -98,6 +98,7 @@ cdef class BaseSocket:
         self.drops_seen = self.drops_total = 0
         self._received = self._sent = self._gso_fallbacks = self._errors_discarded = 0
         self.ancillary = 0
+        self.zerocopy = False
         self.handle.drain = NULL
         self.errors = []
         self.pins = {}
