@@ -111,10 +111,8 @@ def stamp(sock: Socket, receive: Stamps | None, transmit: Stamps | None) -> None
     """Ask for time stamps of what is received, and of what is sent."""
     flags = RECEIVE_STAMPS[receive] if receive else 0
     if transmit:
-        # One number and no copy of the payload for each send. Segmentation would give one
-        # stamp to many datagrams.
+        # One number and no copy of the payload for each send; it switches GSO off.
         flags |= TRANSMIT_STAMPS[transmit] | k.SOF_TIMESTAMPING_OPT_ID | k.SOF_TIMESTAMPING_OPT_TSONLY
-        sock.gso = False
     if flags:
         sock.setsockopt(_stdlib.SOL_SOCKET, k.SO_TIMESTAMPING, flags)
     if receive:

@@ -38,6 +38,9 @@
 /* linux/udp.h, which cannot stand beside netinet/udp.h: segmentation (Linux 4.18) and
    aggregation (5.0). */
 #define FASTSOCK_SOL_UDP 17
+#ifndef UDP_CORK
+#define UDP_CORK 1
+#endif
 #ifndef UDP_SEGMENT
 #define UDP_SEGMENT 103
 #endif

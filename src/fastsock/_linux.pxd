@@ -16,6 +16,7 @@ cdef extern from "_compat.h" nogil:
         FASTSOCK_SOL_UDP
         UDP_SEGMENT
         UDP_GRO
+        UDP_CORK
         SO_ZEROCOPY
         MSG_ZEROCOPY
         SO_TXTIME
@@ -40,6 +41,7 @@ cdef extern from "<errno.h>" nogil:
     enum:
         EAGAIN
         EBADF
+        EBUSY
         ECONNREFUSED
         ECONNRESET
         EHOSTDOWN
@@ -88,6 +90,7 @@ cdef extern from "<sys/socket.h>" nogil:
         SO_RCVBUFFORCE
         SO_RXQ_OVFL
         SO_SNDBUFFORCE
+        SO_TIMESTAMP
         SO_TIMESTAMPING
         SO_TIMESTAMPNS
         SO_TYPE
@@ -96,6 +99,7 @@ cdef extern from "<sys/socket.h>" nogil:
         MSG_CTRUNC
         MSG_DONTWAIT
         MSG_ERRQUEUE
+        MSG_MORE
         MSG_PEEK
         MSG_TRUNC
         MSG_WAITFORONE

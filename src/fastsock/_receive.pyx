@@ -157,6 +157,7 @@ cdef class ReceiveSocket(SingleSocket):
         cdef int chunks = 0
         cdef size_t heap_bytes = 0
         cdef int error = 0
+        cdef int owed = 0               # that is error itself
         cdef uint64_t seen
         cdef ListBatch batch
         cdef list result
@@ -191,7 +192,7 @@ cdef class ReceiveSocket(SingleSocket):
                     self.handle.fd, batch.msgvec, <unsigned int>chunk, flags, chunks % YIELD_EVERY != 0, &error
                 )
                 try:
-                    if error and not (self.handle.drain != NULL and self.absorb_errors(&seen)):
+                    if error and not (self.handle.drain != NULL and self.absorb_errors(&seen, &owed)):
                         self.deferred_recv = error
                     self.take(batch, received, chunk, flags)
                 except OSError as failure:

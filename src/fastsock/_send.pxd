@@ -28,6 +28,7 @@ cdef class SendSocket(ReceiveSocket):
 
     cdef int limits(self, Limits *limits) except -1
     cdef int send_flags(self, object flags) except? -1
+    cdef int own_zerocopy(self) except -1
     cdef Py_ssize_t send_cut(
         self, str caller, object payload, Py_ssize_t segment_size, object address, int flags, Py_ssize_t *numbers
     ) except -1

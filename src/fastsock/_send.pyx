@@ -17,8 +17,8 @@ from fastsock._receive cimport ReceiveSocket
 from fastsock._sendbatch cimport SendBatch, in_range, is_mapped
 from fastsock._socket cimport integer
 from fastsock._sys cimport (
-    HOLD_GIL_BYTES, HOLD_GIL_DATAGRAMS, SENDMMSG_MAX, fork_epoch, monotonic_ns, sys_bind, sys_close,
-    sys_getpeername, sys_getsockname, sys_sendmmsg, sys_setsockopt, sys_socket, sys_try_sendmsg,
+    HOLD_GIL_BYTES, HOLD_GIL_DATAGRAMS, SENDMMSG_MAX, fork_epoch, monotonic_ns, raise_errno, sys_bind, sys_close,
+    sys_getpeername, sys_getsockname, sys_getsockopt, sys_sendmmsg, sys_setsockopt, sys_socket, sys_try_sendmsg,
 )
 
 cdef extern from "Python.h":
@@ -27,6 +27,7 @@ cdef extern from "Python.h":
 cdef object CONNECTED = object()    # in place of an address: the peer is the socket's own
 
 cdef enum:
+    HOLD_GIL_MESSAGES = 16      # of segments, up to HOLD_GIL_BYTES, are a short call
     SPLIT_ROOM = 128            # segments of one message at most, which may have to go one by one
 
 
@@ -107,8 +108,9 @@ cdef class SendSocket(ReceiveSocket):
             flags: As sendmmsg(2).
 
         Returns:
-            How many the kernel took, as ``send_many``; 0 for an empty batch. Calling again
-            goes on with the rest.
+            How many the kernel took, as ``send_many``; 0 for an empty batch, or where of a
+            payload with a ``segment_size`` only some segments could go. Calling again goes on
+            with the rest.
 
         Raises:
             OSError: As ``send_many``; the first unsent datagram was refused, and
@@ -142,7 +144,8 @@ cdef class SendSocket(ReceiveSocket):
                 gather = self.borrow_gather(max(SPLIT_ROOM, min(batch.encoded - start, SENDMMSG_MAX)))
                 try:
                     self.send_outgoing(
-                        gather, &batch.out, batch.encoded, how, batch.encoded - start <= HOLD_GIL_DATAGRAMS, &sending
+                        gather, &batch.out, batch.encoded, how,
+                        datagrams_in(&batch.out, start, batch.encoded) <= HOLD_GIL_DATAGRAMS, &sending,
                     )
                 finally:
                     gather.release()
@@ -203,23 +206,28 @@ cdef class SendSocket(ReceiveSocket):
 
         Raises:
             OSError: As ``send_segments``; ENOBUFS where net.core.optmem_max holds no more
-                sends that are under way.
+                sends that are under way; EBUSY where SO_ZEROCOPY was switched on elsewhere:
+                this call does it itself.
             RuntimeError: Another thread is in the same call on this socket.
 
         See MSG_ZEROCOPY in send(2), Documentation/networking/msg_zerocopy.rst.
         """
         cdef Py_ssize_t numbers = 0
         cdef Py_ssize_t i
-        cdef uint64_t seen = 0
+        cdef uint64_t seen
+        cdef int owed = 0
         cdef Py_ssize_t size = 0 if segment_size is None else in_range("segment_size", segment_size, 1, 0xFFFF)
         cdef int how = integer(flags)
+        self.check_datagrams("send_zerocopy")
         # The kernel numbers these sends: two at a time would mix up whose is whose.
         if not c.fastsock_flag_acquire(&self.zerocopy_busy, fork_epoch()):
             raise RuntimeError("another thread is in send_zerocopy() on this socket")
         try:
-            if not self.zerocopy:
-                self.setsockopt(c.SOL_SOCKET, c.SO_ZEROCOPY, 1)
-            self.absorb_errors(&seen)
+            self.own_zerocopy()
+            seen = self.handle.reports
+            self.absorb_errors(&seen, &owed)
+            if owed:
+                raise_errno(owed)
             held = PyMemoryView_FromObject(payload)
             self.early = set()
             try:
@@ -235,6 +243,21 @@ cdef class SendSocket(ReceiveSocket):
                     self.zerocopy_number = (self.zerocopy_number + numbers) & 0xFFFFFFFF
         finally:
             c.fastsock_flag_release(&self.zerocopy_busy)
+
+    cdef int own_zerocopy(self) except -1:
+        """Switch SO_ZEROCOPY on; it must not have been on for anybody else, who may have used numbers."""
+        cdef int value = 0
+        cdef c.socklen_t size = sizeof(value)
+        sys_getsockopt(self.handle.fd, c.SOL_SOCKET, c.SO_ZEROCOPY, &value, &size)
+        if value and self.zerocopy_epoch != fork_epoch():
+            raise OSError(
+                c.EBUSY, "SO_ZEROCOPY was switched on elsewhere (setsockopt, a duplicate, the parent of a fork), and "
+                "the kernel's numbers of its sends are not known here"
+            )
+        if not value:
+            self.setsockopt(c.SOL_SOCKET, c.SO_ZEROCOPY, 1)
+            self.zerocopy_epoch = fork_epoch()
+        return 0
 
     cdef Py_ssize_t send_cut(
         self, str caller, object payload, Py_ssize_t segment_size, object address, int flags, Py_ssize_t *numbers
@@ -282,7 +305,8 @@ cdef class SendSocket(ReceiveSocket):
                     sending.entry = 0
                     try:
                         whole = self.send_outgoing(
-                            gather, &out, chunk, flags, view.len <= HOLD_GIL_BYTES, &sending
+                            gather, &out, chunk, flags,
+                            view.len <= HOLD_GIL_BYTES and entries <= HOLD_GIL_MESSAGES, &sending,
                         )
                     finally:
                         numbers[0] = sending.numbers
@@ -299,7 +323,8 @@ cdef class SendSocket(ReceiveSocket):
     def gso(self):
         """Whether the kernel cuts sends into datagrams (UDP_SEGMENT, Linux 4.18).
 
-        True on UDP sockets unless FASTSOCK_GSO=0 is in the environment. It becomes False by
+        True on UDP sockets unless FASTSOCK_GSO=0 is in the environment, or an option wants each
+        send by itself: transmit timestamps, UDP_CORK, the socket's own UDP_SEGMENT. It becomes False by
         itself when a device on the way refuses (EIO): then every datagram is sent by itself,
         and ``stats.gso_fallbacks`` counts what had to be sent again. Assign False to switch
         it off, True to try again.
@@ -317,8 +342,8 @@ cdef class SendSocket(ReceiveSocket):
         limits.segments = 1
         limits.segment_size = 0
         if (
-            self.gso_wanted and self._type == c.SOCK_DGRAM and self._family in (c.AF_INET, c.AF_INET6)
-            and self.proto in (0, c.IPPROTO_UDP)
+            self.gso_wanted and not self.uncut and self._type == c.SOCK_DGRAM
+            and self._family in (c.AF_INET, c.AF_INET6) and self.proto in (0, c.IPPROTO_UDP)
         ):
             limits.segments = gso_segments()
             limits.segment_size = self.gso_segment_size
@@ -354,7 +379,7 @@ cdef class SendSocket(ReceiveSocket):
         cdef int64_t left_ns = self.timeout_ns
         while sending.entry < end:
             self.limits(&limits)
-            if sending.entry < plain_until:
+            if sending.entry < plain_until or flags & c.MSG_MORE:
                 limits.segments = 1
             messages = min(end if sending.entry >= plain_until else plain_until, sending.entry + gather.vlen)
             messages = gather.pack(out, sending.entry, messages - sending.entry, &limits, sending.segments)
@@ -426,10 +451,11 @@ cdef class SendSocket(ReceiveSocket):
         segmentation does: then the completion is in the error queue by now, and nobody else
         can have that number.
         """
-        cdef uint64_t seen = 0
+        cdef uint64_t seen = self.handle.reports
+        cdef int owed = 0               # by the refusal at hand
         if self.handle.fd < 0:
             return 0
-        self.absorb_errors(&seen)
+        self.absorb_errors(&seen, &owed)
         while (self.zerocopy_number + <uint64_t>sending.numbers) & 0xFFFFFFFF in self.early:
             sending.numbers += 1
         return 0
@@ -517,12 +543,17 @@ cdef Py_ssize_t gso_segments() except -1:
     """Datagrams that one message may be cut into; 1 without GSO. Asked once per process."""
     global found_segments
     if found_segments == 0:
-        found_segments = 1 if os.environ.get("FASTSOCK_GSO") == "0" else probe_segments()
-    return found_segments
+        if os.environ.get("FASTSOCK_GSO") == "0":
+            found_segments = 1
+        else:
+            found_segments = probe_segments()
+    return max(<Py_ssize_t>1, found_segments)
 
 
 cdef Py_ssize_t probe_segments() except -1:
     """Try it on a throw-away socket, because kernels before 4.18 ignore the cmsg and glue.
+
+    0 where there is none to be had at the moment: then it is asked again.
 
     64 at most, 128 since Linux 6.10 (linux/udp.h, UDP_MAX_SEGMENTS): told apart by sending
     65 bytes to oneself.
@@ -539,7 +570,7 @@ cdef Py_ssize_t probe_segments() except -1:
     try:
         fd = sys_socket(c.AF_INET, c.SOCK_DGRAM, 0)
     except OSError:
-        return 1
+        return 0
     try:
         sys_setsockopt(fd, c.FASTSOCK_SOL_UDP, c.UDP_SEGMENT, &value, sizeof(value))
         value = 0
@@ -576,6 +607,16 @@ def max_segments():
 
 
 # --- helpers -----------------------------------------------------------------------------------------------
+
+cdef Py_ssize_t datagrams_in(const Outgoing *out, Py_ssize_t start, Py_ssize_t end) noexcept:
+    cdef Py_ssize_t i
+    cdef Py_ssize_t total = 0
+    if out.segment_sizes == NULL:
+        return end - start
+    for i in range(start, end):
+        total += segments_of(out, i)
+    return total
+
 
 cdef bint is_asynchronous(int err) noexcept:
     """Whether the kernel reports `err` once, for an earlier datagram: icmp(7), udp(7)."""

@@ -293,7 +293,6 @@ cdef class SendBatch:
         self.out.controllens[index] = <uint16_t>size
         return 0
 
-
     cdef bint goes_to_mapped(self, Py_ssize_t index) noexcept:
         if self.out.names == NULL or self.out.namelens[index] == 0:
             return self.encoded_mapped
@@ -316,7 +315,8 @@ cdef tuple check_options(
     """(tos, source, interface index, txtime_ns, segment size), each None or 0 where not asked for."""
     cdef object tos = None
     if ecn is not None or dscp is not None:
-        tos = in_range("dscp", 0 if dscp is None else dscp, 0, 63) << 2 | in_range("ecn", 0 if ecn is None else ecn, 0, 3)
+        tos = in_range("dscp", 0 if dscp is None else dscp, 0, 63) << 2
+        tos |= in_range("ecn", 0 if ecn is None else ecn, 0, 3)
     if isinstance(interface, str):
         try:
             interface = _stdlib.if_nametoindex(interface)

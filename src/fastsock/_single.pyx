@@ -11,6 +11,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 from fastsock cimport _linux as c
 from fastsock._cmsg cimport control_size, decode_control, encode_control
+from fastsock._errqueue cimport decode_error
 from fastsock._gather cimport Gather
 from fastsock._sockaddr cimport decode_address, encode_address
 from fastsock._socket cimport BaseSocket, integer
@@ -137,9 +138,13 @@ cdef class SingleSocket(BaseSocket):
             msg.msg_controllen = <size_t>ancbufsize
             size = sys_recvmsg(&self.handle, &msg, integer(flags), self.timeout_ns)
             self.count_received(integer(flags))
+            if integer(flags) & c.MSG_ERRQUEUE:
+                record = decode_error(&msg, NULL, 0)
+                if record is not None:
+                    self.note_record(record)
             return size, decode_control(&msg), msg.msg_flags, decode_address(&storage, msg.msg_namelen)
         finally:
-            gather.release()
+            gather.let_go()
             free(msg.msg_control)
 
     def send(self, data, flags=0):
@@ -151,18 +156,19 @@ cdef class SingleSocket(BaseSocket):
         """
         cdef Py_buffer view
         cdef ssize_t size
+        cdef int how = self.single_flags(flags)
         self.raise_deferred(&self.deferred_send)
         if PyBytes_CheckExact(data):
             # The caller holds it, and nothing can change it: no buffer need be taken.
             size = sys_sendto(
-                &self.handle, PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data), integer(flags), NULL, 0,
+                &self.handle, PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data), how, NULL, 0,
                 self.timeout_ns,
             )
             c.fastsock_count(&self._sent, 1)
             return size
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
-            size = sys_sendto(&self.handle, view.buf, <size_t>view.len, integer(flags), NULL, 0, self.timeout_ns)
+            size = sys_sendto(&self.handle, view.buf, <size_t>view.len, how, NULL, 0, self.timeout_ns)
             c.fastsock_count(&self._sent, 1)
             return size
         finally:
@@ -174,12 +180,13 @@ cdef class SingleSocket(BaseSocket):
         cdef Py_ssize_t done = 0
         cdef int64_t deadline = monotonic_ns() + self.timeout_ns
         cdef int64_t left = self.timeout_ns
+        cdef int how = self.single_flags(flags)
         self.raise_deferred(&self.deferred_send)
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
             while True:
                 done += sys_sendto(
-                    &self.handle, <char *>view.buf + done, <size_t>(view.len - done), integer(flags), NULL, 0, left
+                    &self.handle, <char *>view.buf + done, <size_t>(view.len - done), how, NULL, 0, left
                 )
                 c.fastsock_count(&self._sent, 1)
                 if done >= view.len:
@@ -205,7 +212,7 @@ cdef class SingleSocket(BaseSocket):
         if address is MISSING:
             address = flags_or_address
         else:
-            flags = integer(flags_or_address)
+            flags = self.single_flags(flags_or_address)
         self.raise_deferred(&self.deferred_send)
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
@@ -253,12 +260,19 @@ cdef class SingleSocket(BaseSocket):
             gather.hold(payloads, 0, len(payloads), PyBUF_SIMPLE)
             msg.msg_iov = gather.out.iov
             msg.msg_iovlen = <size_t>len(payloads)
-            size = sys_sendmsg(&self.handle, &msg, integer(flags), self.timeout_ns, &error)
+            size = sys_sendmsg(&self.handle, &msg, self.single_flags(flags), self.timeout_ns, &error)
             c.fastsock_count(&self._sent, 1)
             return size
         finally:
-            gather.release()
+            gather.let_go()
             free(msg.msg_control)
+
+    cdef int single_flags(self, object flags) except? -1:
+        """Flags of a send; MSG_ZEROCOPY not beside send_zerocopy, whose count it would upset."""
+        cdef int how = integer(flags)
+        if how & c.MSG_ZEROCOPY and self.zerocopy_epoch:
+            raise ValueError("MSG_ZEROCOPY after send_zerocopy() would mix up which buffers the kernel still reads")
+        return how
 
     cdef void count_received(self, int flags) noexcept:
         if not flags & (c.MSG_PEEK | c.MSG_ERRQUEUE):

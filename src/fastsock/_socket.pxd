@@ -15,9 +15,9 @@ cdef class BaseSocket:
     cdef int64_t timeout_ns
 
     # What the options say: the ancillary data that comes with datagrams, as bits of
-    # _cmsg.Ancillary, and whether MSG_ZEROCOPY means anything.
+    # _cmsg.Ancillary, and whether datagrams must not be sent as one.
     cdef int ancillary
-    cdef bint zerocopy
+    cdef bint uncut
 
     # Failures that came after progress, for the next call to raise: errno or 0.
     cdef int deferred_recv
@@ -26,7 +26,9 @@ cdef class BaseSocket:
     # Records of the error queue that a send or receive came upon, and the buffers that
     # zero-copy sends hold, by the kernel's number of the send.
     cdef list errors
+    cdef int reported           # errno of the latest ICMP error
     cdef dict pins
+    cdef int zerocopy_epoch     # the fork epoch in which send_zerocopy was first used; 0 for never
     cdef set early              # those that were done before they were noted
 
     # Counts since the socket was opened: datagrams, super-datagrams that had to be sent
@@ -42,10 +44,11 @@ cdef class BaseSocket:
 
     cdef int open(self, int family, int type, int proto, object fileno) except -1
     cdef int adopt(self, int fd, int family, int type, int proto) except -1
-    cdef int learn_options(self) except -1
+    cdef int learn_options(self, int level=*, int name=*, int taken=*) except -1
     cdef list read_errors(self)
     cdef int unpin(self, object ids) except -1
-    cdef bint absorb_errors(self, uint64_t *seen) except -1
+    cdef int note_record(self, object record) except -1
+    cdef bint absorb_errors(self, uint64_t *seen, int *error) except -1
     cdef int refuse_joined(self, str caller) except -1
     cdef int raise_deferred(self, int *deferred) except -1
 

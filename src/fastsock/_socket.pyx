@@ -16,7 +16,7 @@ from fastsock._cmsg cimport DROP_COUNTER, GRO, HARDWARE_TIMESTAMPS, PKTINFO, TIM
 from fastsock._errqueue cimport ERROR_CONTROL, QUOTED_BYTES, decode_error
 from fastsock._sockaddr cimport decode_address, encode_address
 from fastsock._sys cimport (
-    raise_errno, sys_bind, sys_close, sys_connect, sys_getpeername, sys_getsockname, sys_getsockopt,
+    Drain, raise_errno, sys_bind, sys_close, sys_connect, sys_getpeername, sys_getsockname, sys_getsockopt,
     sys_recv_error, sys_set_nonblocking, sys_setsockopt, sys_shutdown, sys_socket,
 )
 
@@ -28,8 +28,8 @@ cdef extern from "Python.h":
     int PySys_Audit(const char *event, const char *format, ...) except -1
 
 cdef enum:
-    RECVERR = 1 << 16           # beside the bits of Ancillary: the socket has an error queue
-    ZEROCOPY = 1 << 17
+    RECVERR = 1 << 16           # beside the bits of Ancillary: the socket has an error queue,
+    UNCUT = 1 << 17             # each send must stay a message of its own
     MOST_ERRORS = 4096          # records that are kept until recv_errors takes them
 
 # (family or 0, level, option, what is on when it is not 0)
@@ -38,8 +38,12 @@ cdef tuple OPTIONS = (
     (0, c.SOL_SOCKET, c.SO_TIMESTAMPNS, TIMESTAMPS),
     (0, c.SOL_SOCKET, c.SO_TIMESTAMPING, TIMESTAMPS | HARDWARE_TIMESTAMPS),
     (0, c.SOL_SOCKET, c.SO_RXQ_OVFL, DROP_COUNTER),
-    (0, c.SOL_SOCKET, c.SO_ZEROCOPY, ZEROCOPY),
-    (c.AF_INET, c.IPPROTO_IP, c.IP_PKTINFO, PKTINFO),
+    (0, c.SOL_SOCKET, c.SO_ZEROCOPY, RECVERR),
+    (0, c.SOL_SOCKET, c.SO_TIMESTAMP, 0),       # takes the place of SO_TIMESTAMPNS
+    (0, c.SOL_SOCKET, c.SO_TXTIME, 0),          # by its flags
+    (0, c.FASTSOCK_SOL_UDP, c.UDP_SEGMENT, UNCUT),
+    (0, c.FASTSOCK_SOL_UDP, c.UDP_CORK, UNCUT),
+    (0, c.IPPROTO_IP, c.IP_PKTINFO, PKTINFO),
     (c.AF_INET6, c.IPPROTO_IPV6, c.IPV6_RECVPKTINFO, PKTINFO),
     (0, c.IPPROTO_IP, c.IP_RECVTOS, TOS),
     (c.AF_INET6, c.IPPROTO_IPV6, c.IPV6_RECVTCLASS, TOS),
@@ -55,6 +59,8 @@ cdef class BaseSocket:
     def __cinit__(self):
         self.handle.fd = -1
         self.handle.owner = <void *>self
+        self.errors = []
+        self.pins = {}
         self._family = self._type = self.proto = -1
         self.timeout_ns = -1
 
@@ -98,7 +104,8 @@ cdef class BaseSocket:
         self.drops_seen = self.drops_total = 0
         self._received = self._sent = self._gso_fallbacks = self._errors_discarded = 0
         self.ancillary = 0
-        self.zerocopy = False
+        self.uncut = False
+        self.zerocopy_epoch = 0
         self.handle.drain = NULL
         self.errors = []
         self.pins = {}
@@ -129,7 +136,8 @@ cdef class BaseSocket:
     def close(self):
         """Close the socket; closing it again does nothing. See close(2)."""
         cdef int fd = c.fastsock_exchange(&self.handle.fd, -1)
-        self.pins = {}
+        with cython.critical_section(self):
+            self.pins = {}
         if fd >= 0:
             sys_close(fd)
 
@@ -239,7 +247,7 @@ cdef class BaseSocket:
 
     def setsockopt(self, level, optname, value, optlen=None):
         """Set an option to an int, a bytes-like object, or None of ``optlen`` bytes. See setsockopt(2)."""
-        cdef int number
+        cdef int number = 0
         cdef int at = integer(level)
         cdef int name = integer(optname)
         cdef Py_buffer view
@@ -259,37 +267,47 @@ cdef class BaseSocket:
             finally:
                 PyBuffer_Release(&view)
         if (at, name) in LEVELS_AND_NAMES:
-            self.learn_options()
+            self.learn_options(at, name, number)
 
-    cdef int learn_options(self) except -1:
-        """Ask the kernel which ancillary data it sends, and whether there is an error queue."""
-        cdef int value, found = 0
+    cdef int learn_options(self, int level=-1, int name=-1, int taken=0) except -1:
+        """Ask the kernel what its options say of datagrams and of the error queue.
+
+        Of one that it does not tell (an emulator) what `name` was just set to is believed.
+        """
+        cdef int value[2]
+        cdef int found = 0
         cdef c.socklen_t size
+        cdef Drain drain = NULL
         if self._family not in (c.AF_INET, c.AF_INET6) or self._type != c.SOCK_DGRAM:
             return 0
-        for family, level, name, bits in OPTIONS:
+        for family, at, option, bits in OPTIONS:
             if family not in (0, self._family):
                 continue
-            value = 0
+            memset(value, 0, sizeof(value))
             size = sizeof(value)
             try:
-                sys_getsockopt(self.handle.fd, level, name, &value, &size)
+                sys_getsockopt(self.handle.fd, at, option, value, &size)
             except OSError:
-                continue                # an older kernel, or an emulator
-            if name == c.SO_TIMESTAMPING and level == c.SOL_SOCKET:
-                if value & c.SOF_TIMESTAMPING_SOFTWARE and value & c.SOF_TIMESTAMPING_RX_SOFTWARE:
+                if (at, option) != (level, name):
+                    continue
+                value[0] = taken
+            if (at, option) == (c.SOL_SOCKET, c.SO_TIMESTAMPING):
+                if value[0] & c.SOF_TIMESTAMPING_SOFTWARE and value[0] & c.SOF_TIMESTAMPING_RX_SOFTWARE:
                     found |= TIMESTAMPS
-                if value & c.SOF_TIMESTAMPING_RAW_HARDWARE and value & c.SOF_TIMESTAMPING_RX_HARDWARE:
+                if value[0] & c.SOF_TIMESTAMPING_RAW_HARDWARE and value[0] & c.SOF_TIMESTAMPING_RX_HARDWARE:
                     found |= HARDWARE_TIMESTAMPS
-                if value:
-                    found |= RECVERR    # transmit timestamps raise POLLERR
-            elif value:
+                if value[0] & (c.SOF_TIMESTAMPING_TX_SOFTWARE | c.SOF_TIMESTAMPING_TX_HARDWARE):
+                    found |= RECVERR | UNCUT    # one stamp would stand for many datagrams
+            elif (at, option) == (c.SOL_SOCKET, c.SO_TXTIME):
+                if value[1] & c.SOF_TXTIME_REPORT_ERRORS:
+                    found |= RECVERR
+            elif value[0]:
                 found |= <int>bits
-        self.ancillary = found & ~(RECVERR | ZEROCOPY)
-        self.zerocopy = found & ZEROCOPY != 0
-        self.handle.drain = NULL
-        if found & (RECVERR | ZEROCOPY):
-            self.handle.drain = drain_errors
+        self.ancillary = found & ~(RECVERR | UNCUT)
+        self.uncut = found & UNCUT != 0
+        if found & RECVERR:
+            drain = drain_errors
+        self.handle.drain = drain
         return 0
 
     @property
@@ -346,6 +364,10 @@ cdef class BaseSocket:
         cdef c.msghdr msg
         cdef ssize_t size
         cdef list found = []
+        if self.handle.fd < 0:
+            raise_errno(c.EBADF)
+        if self._family not in (c.AF_INET, c.AF_INET6):
+            return found                # AF_UNIX passes over MSG_ERRQUEUE, and would give datagrams
         memset(&msg, 0, sizeof(msg))
         iov.iov_base = payload
         iov.iov_len = sizeof(payload)
@@ -358,16 +380,21 @@ cdef class BaseSocket:
             msg.msg_controllen = sizeof(control)
             msg.msg_flags = 0
             size = sys_recv_error(self.handle.fd, &msg)
-            if size < 0:
+            if size < 0 or not msg.msg_flags & c.MSG_ERRQUEUE:
                 return found
             record = decode_error(&msg, payload, <size_t>size)
-            if record is None:
-                continue
-            if record.origin == "zerocopy":
-                self.unpin(record.ids)
-            elif record.origin in ("icmp", "icmp6"):
-                self.handle.reports += 1
-            found.append(record)
+            if record is not None:
+                self.note_record(record)
+                found.append(record)
+
+    cdef int note_record(self, object record) except -1:
+        """What a record means to this socket, whoever asked for it."""
+        if record.origin == "zerocopy":
+            self.unpin(record.ids)
+        elif record.origin in ("icmp", "icmp6"):
+            self.handle.reports += 1
+            self.reported = record.errno
+        return 0
 
     cdef int unpin(self, object ids) except -1:
         """The kernel is done with these zero-copy sends; one may be over before it is noted."""
@@ -377,13 +404,14 @@ cdef class BaseSocket:
                     self.early.add(number & 0xFFFFFFFF)
         return 0
 
-    cdef bint absorb_errors(self, uint64_t *seen) except -1:
+    cdef bint absorb_errors(self, uint64_t *seen, int *error) except -1:
         """Move the kernel's queue into `errors`; whether a failed call may be tried again.
 
         It may when an ICMP error came since `seen` and the socket has no peer of its own: then
         the error is of some earlier datagram, and has nothing to do with the one at hand. By
         the time that the call looks, another thread may have taken the record: so they are
-        counted.
+        counted. With a peer of its own, `error` is what a call would have failed with: the
+        kernel forgets it when the record is taken (net/core/skbuff.c, sock_dequeue_err_skb).
         """
         cdef c.sockaddr_storage storage
         cdef c.socklen_t addrlen = sizeof(storage)
@@ -400,6 +428,7 @@ cdef class BaseSocket:
             sys_getpeername(self.handle.fd, <c.sockaddr *>&storage, &addrlen)
         except OSError:
             return True                 # ENOTCONN
+        error[0] = self.reported
         return False
 
     @property
@@ -428,8 +457,8 @@ cdef class BaseSocket:
         return raise_errno(err) if err else 0
 
 
-cdef bint drain_errors(void *owner, uint64_t *seen) except -1:
-    return (<BaseSocket>owner).absorb_errors(seen)
+cdef bint drain_errors(void *owner, uint64_t *seen, int *error) except -1:
+    return (<BaseSocket>owner).absorb_errors(seen, error)
 
 
 cdef int integer(object value) except? -1:

@@ -13,9 +13,10 @@ cdef enum:
 
 # A descriptor that may be closed while a call waits: -1 then. `drain` empties the error
 # queue of a socket that has one, else it is NULL; it returns whether a call that failed
-# may have failed for a peer that it has nothing to do with. `reports` counts the ICMP
-# errors that were taken from the queue; `seen` is its value when the call began.
-ctypedef bint (*Drain)(void *owner, uint64_t *seen) except -1
+# may have failed for a peer that it has nothing to do with, and sets `error` to an errno
+# that a connected socket owes the caller. `reports` counts the ICMP errors that were taken
+# from the queue; `seen` is its value when the call began.
+ctypedef bint (*Drain)(void *owner, uint64_t *seen, int *error) except -1
 
 cdef struct Handle:
     int fd

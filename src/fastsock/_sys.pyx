@@ -58,6 +58,7 @@ cdef struct Waiting:
     int wakeups             # polls that reported readiness; none has led to success
     int error               # what the kernel refused the call with; 0 for a handler's exception
     int drains              # how often the error queue was emptied
+    bint keep_errors        # the call itself reads the error queue
     uint64_t reports        # ICMP errors that this call has heard of, whoever read them
 
 # Readiness may be false for good: an undrained error queue keeps POLLERR up, and an
@@ -88,6 +89,7 @@ cdef int poll_until(Handle *handle, short events, Waiting *w) except -1:
     cdef c.timespec left
     cdef int64_t left_ns
     cdef int rc, err
+    cdef Drain drain
     if w.deadline_ns == 0:
         w.deadline_ns = monotonic_ns() + w.timeout_ns
     while True:
@@ -107,10 +109,15 @@ cdef int poll_until(Handle *handle, short events, Waiting *w) except -1:
             rc = c.ppoll(&poll, 1, &left, NULL)
             err = c.errno
         if rc > 0:
-            if poll.revents & c.POLLERR and handle.drain != NULL:
-                handle.drain(handle.owner, &w.reports)      # and POLLERR goes: no futile wake-up
-            else:
+            drain = handle.drain        # once: another thread may change the socket's options
+            if not poll.revents & c.POLLERR or drain == NULL or w.keep_errors:
                 w.wakeups += 1
+                return 0
+            err = 0
+            drain(handle.owner, &w.reports, &err)       # and POLLERR goes: no futile wake-up
+            if err:
+                w.error = err
+                return raise_errno(err)
             return 0
         if rc == 0:
             if poll.fd < 0:
@@ -129,6 +136,8 @@ cdef bint resume(Handle *handle, short events, int flags, Waiting *w) except -1:
     call again with MSG_DONTWAIT; raises when the call is over.
     """
     cdef int err = c.errno
+    cdef int owed = 0           # that is err itself
+    cdef Drain drain
     if is_interrupted(err):
         PyErr_CheckSignals()
         open_fd(handle, w)
@@ -137,10 +146,11 @@ cdef bint resume(Handle *handle, short events, int flags, Waiting *w) except -1:
         poll_until(handle, events, w)
         open_fd(handle, w)
         return False
-    if err != c.EAGAIN and handle.drain != NULL and w.drains < MOST_DRAINS:
+    drain = handle.drain
+    if err != c.EAGAIN and drain != NULL and not w.keep_errors and w.drains < MOST_DRAINS:
         w.drains += 1
         w.error = err
-        if handle.drain(handle.owner, &w.reports):
+        if drain(handle.owner, &w.reports, &owed):
             open_fd(handle, w)
             w.error = 0
             return w.blocked
@@ -152,8 +162,9 @@ cdef bint resume(Handle *handle, short events, int flags, Waiting *w) except -1:
     return True
 
 
-cdef inline Waiting waiting(const Handle *handle, int64_t timeout_ns) noexcept:
+cdef inline Waiting waiting(const Handle *handle, int64_t timeout_ns, int flags) noexcept:
     cdef Waiting w
+    w.keep_errors = flags & c.MSG_ERRQUEUE != 0
     w.timeout_ns = timeout_ns
     w.deadline_ns = 0
     w.blocked = False
@@ -197,7 +208,7 @@ cdef int sys_connect(
     cdef int rc
     cdef int at = handle.fd
     cdef c.socklen_t size = sizeof(int)
-    cdef Waiting w = waiting(handle, timeout_ns if timeout_ns > 0 else <int64_t>1 << 62)
+    cdef Waiting w = waiting(handle, timeout_ns if timeout_ns > 0 else <int64_t>1 << 62, 0)
     error[0] = 0
     with nogil:
         rc = c.connect(at, addr, addrlen)
@@ -284,7 +295,7 @@ cdef ssize_t sys_recvfrom(
     cdef bint long_call = size > HOLD_GIL_BYTES
     cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
     cdef bint block = long_call
-    cdef Waiting w = waiting(handle, timeout_ns)
+    cdef Waiting w = waiting(handle, timeout_ns, flags)
     w.blocked = long_call
     while True:
         if addrlen != NULL:
@@ -311,7 +322,7 @@ cdef ssize_t sys_sendto(
     cdef bint long_call = size > HOLD_GIL_BYTES
     cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
     cdef bint block = long_call
-    cdef Waiting w = waiting(handle, timeout_ns)
+    cdef Waiting w = waiting(handle, timeout_ns, flags)
     w.blocked = long_call
     while True:
         at = handle.fd
@@ -334,7 +345,7 @@ cdef ssize_t sys_recvmsg(Handle *handle, c.msghdr *msg, int flags, int64_t timeo
     cdef size_t controllen = msg.msg_controllen
     cdef bint block = False
     cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
-    cdef Waiting w = waiting(handle, timeout_ns)
+    cdef Waiting w = waiting(handle, timeout_ns, flags)
     while True:
         msg.msg_namelen = namelen
         msg.msg_controllen = controllen
@@ -356,7 +367,7 @@ cdef ssize_t sys_sendmsg(Handle *handle, c.msghdr *msg, int flags, int64_t timeo
     cdef int err, at
     cdef bint block = False
     cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
-    cdef Waiting w = waiting(handle, timeout_ns)
+    cdef Waiting w = waiting(handle, timeout_ns, flags)
     while True:
         at = handle.fd
         if block:
@@ -389,7 +400,7 @@ cdef int sys_recvmmsg(
     cdef bint long_call = not hold_gil
     cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
     cdef bint block = long_call
-    cdef Waiting w = waiting(handle, timeout_ns)
+    cdef Waiting w = waiting(handle, timeout_ns, flags)
     flags |= c.MSG_WAITFORONE
     wait_flags |= c.MSG_WAITFORONE
     w.blocked = long_call
@@ -420,7 +431,7 @@ cdef int sys_sendmmsg(
     cdef bint long_call = not hold_gil
     cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
     cdef bint block = long_call
-    cdef Waiting w = waiting(handle, timeout_ns)
+    cdef Waiting w = waiting(handle, timeout_ns, flags)
     if vlen == 1:
         msgvec[0].msg_len = <unsigned int>sys_sendmsg(handle, &msgvec[0].msg_hdr, flags, timeout_ns, error)
         return 1
