@@ -269,6 +269,8 @@ def test_what_send_sends(size: int, vlen: int, option: str, closing: Closing, ca
     assert exit_code("send", target, "--json", *words) == 0
     sending, *_, summary = json_lines(capsys.readouterr().out)
     assert (sending["type"], sending["datagram_bytes"]) == ("sending", size)
+    assert sending["gso"] is (option == "--gso" and bool(fastsock.probe().gso))
+    assert sending["timestamps"] is (option == "--timestamps")
     assert (summary["sent"], summary["bytes"]) == (100, 100 * size)
     assert (summary["refused"], summary["end_markers"]) == (0, 3)
     payloads = list(receive_all(sock))
@@ -292,7 +294,8 @@ def test_send_with_gso_into_recv_with_gro(tmp_path: Path, capsys: Output) -> Non
     sending, *_, sent = json_lines(capsys.readouterr().out)
     assert (sending["gso"], sending["vlen"]) == (True, 512)
     assert (sent["sent"], sent["gso"], sent["gso_fallbacks"], sent["transmit"]) == (40_000, True, 0, None)
-    summary = command.summary
+    listening, summary = command.events[0], command.summary
+    assert (listening["gro"], listening["timestamps"]) == (True, True)
     assert (summary["stream"]["received"], summary["stream"]["lost"]) == (40_000, 0)
     assert (summary["datagrams"], summary["end_markers"], summary["kernel_drops"]) == (40_003, 3, NO_DROPS)
 
@@ -310,7 +313,13 @@ def test_without_gso_it_says_why_and_goes_on(capsys: Output, closing: Closing, m
     assert (sending["gso"], summary["gso"], summary["sent"]) == (False, False, 10)
 
 
-def test_send_reports_when_the_driver_had_each(closing: Closing, capsys: Output) -> None:
+def test_send_reports_when_the_driver_had_each(
+    closing: Closing, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As from a slow device: nothing is reported while the stream lasts.
+    collect, wait = Stamps.collect, Stamps.wait
+    monkeypatch.setattr(Stamps, "collect", lambda stamps: None)
+    monkeypatch.setattr(Stamps, "wait", lambda stamps: (collect(stamps), wait(stamps)))
     sock = closing(fastsock.bind_udp(("127.0.0.1", 0)))
     target = f"127.0.0.1:{sock.getsockname()[1]}"
     words = ["send", target, "--timestamps", "--count", "200", "--rate", "20k"]
@@ -350,6 +359,36 @@ def test_time_stamps_find_their_bursts(start: int) -> None:
     assert stamps.delays.count == 5
     assert (stamps.delays.minimum, stamps.delays.maximum) == (2, 102)
     assert stamps.delays.percentile(50) == 100
+
+
+def test_time_stamps_are_waited_for_in_vain_only_a_moment(closing: Closing) -> None:
+    receiver = closing(fastsock.bind_udp(("127.0.0.1", 0)))
+    sock = closing(fastsock.connect_udp(receiver.getsockname(), transmit_timestamps=True))
+    sock.send(b"x")
+    stamps = Stamps(sock)
+    stamps.add_burst(1, time.time_ns() - 10**9)
+    stamps.wait()
+    stamps.add_burst(2, time.time_ns())
+    stamps.wait()
+    assert stamps.delays.count == 1
+
+
+class Counting:
+    """In place of a socket: takes all, and remembers the sequence numbers."""
+
+    def __init__(self) -> None:
+        self.sequences: list[int] = []
+
+    def send_batch(self, batch: fastsock.SendBatch) -> int:
+        self.sequences += batch.buffer.cast("Q")[2 :: batch.stride // 8].tolist()[: len(batch)]
+        return len(batch)
+
+
+def test_bursts_of_any_length_are_numbered_through() -> None:
+    args = argparse.Namespace(vlen=2500, size=32, rate=0.0, count=6000, duration=None, interval=60.0, timestamps=False)
+    sock = Counting()
+    assert Sender(sock, args, Reporter(as_json=True)).send(Stop()) is None
+    assert sock.sequences == list(range(6000))
 
 
 def test_multicast(tmp_path: Path, capsys: Output) -> None:

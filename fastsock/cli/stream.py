@@ -387,7 +387,7 @@ def spans(batch: RecvBatch) -> Iterator[Span]:
         at = offsets[start]
         behind = at // stride * stride + stride  # the next message's slot
         # Messages of one sender hold equally many datagrams, as a rule.
-        if not (start + count < total and offsets[start + count] == behind and offsets[start + count - 1] < behind):
+        if not (start + count < total and offsets[start + count] == behind):
             count = bisect_left(offsets, behind, start, min(total, start + stride)) - start
         size = lengths[start]
         whole = count if lengths[start + count - 1] == size else count - 1
