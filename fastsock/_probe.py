@@ -169,11 +169,11 @@ def ask(name: str, since: tuple[int, ...], attempt: Callable[[], str]) -> Capabi
     Args:
         name: The option or call that is in question.
         since: The Linux release that brought it.
-        attempt: Tries it; raises OSError or NoAnswerError.
+        attempt: Tries it; raises OSError, NoAnswerError or ValueError.
     """
     try:
         return Capability(True, attempt())
-    except NoAnswerError as error:
+    except (NoAnswerError, ValueError) as error:  # ValueError: an option that does not read back
         return Capability(False, f"{name}: {error}")
     except OSError as error:
         return Capability(False, refusal(name, since, error, platform.release()))

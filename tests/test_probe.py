@@ -59,12 +59,13 @@ def test_it_agrees_with_the_machine() -> None:
 
 def test_it_agrees_with_the_kernel() -> None:
     found = fastsock.probe()
-    assert (bool(found.gso), bool(found.gro)) == (RELEASE >= (4, 18), RELEASE >= (5, 0))
+    assert bool(found.gso) is (RELEASE >= (4, 18) and os.environ.get("FASTSOCK_GSO") != "0")
+    assert bool(found.gro) is (RELEASE >= (5, 0) and os.environ.get("FASTSOCK_GRO") != "0")
     assert found.max_segments in ((64, 128) if found.gso else (1,))
     assert not found.drop_counter or RELEASE >= (4, 12)  # an emulator may have none
     with fastsock.bind_udp(("127.0.0.1", 0)) as sock:
         # The standard library meets the same answer.
-        assert bool(found.gso) is (sock.getsockopt(socket.IPPROTO_UDP, 103) == 0)
+        assert not found.gso or sock.getsockopt(socket.IPPROTO_UDP, 103) == 0
 
 
 def test_each_capability_has_a_reason() -> None:

@@ -301,6 +301,7 @@ def test_a_bucket_answers_within_one_percent(value: int) -> None:
 
 
 @given(st.integers(-(1 << 65), 1 << 65))
+@example(-1)
 def test_buckets_are_in_the_order_of_their_values(value: int) -> None:
     assert bucket_of(value) <= bucket_of(value + 1) <= bucket_of(value) + 1
 

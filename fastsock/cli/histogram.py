@@ -45,7 +45,7 @@ class Histogram:
 def bucket_of(value: int) -> int:
     """The number of the bucket of `value`; buckets are numbered in the order of their values."""
     if value < 0:
-        return ~bucket_of(-value)
+        return -bucket_of(-value)
     if value < 2 * HALF:
         return value
     shift = value.bit_length() - SUB_BITS
@@ -55,7 +55,7 @@ def bucket_of(value: int) -> int:
 def middle_of(key: int) -> int:
     """The value in the middle of a bucket."""
     if key < 0:
-        return -middle_of(~key)
+        return -middle_of(-key)
     if key < 2 * HALF:
         return key
     shift = key // HALF - 1
