@@ -1,13 +1,15 @@
 """UDP GRO without a socket: joined messages, loaded from memory, against a model that splits them."""
 
+import socket
 import struct
+from socket import IPPROTO_IP, SOL_SOCKET
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastsock import RecvBatch
-from fastsock._constants import SOL_UDP, UDP_GRO
+from fastsock._constants import IP_PKTINFO, SO_RXQ_OVFL, SO_TIMESTAMPNS, SOL_UDP, UDP_GRO
 
 np = pytest.importorskip("numpy")
 
@@ -172,6 +174,34 @@ def test_more_segments_than_the_columns_had_room_for():
     assert (len(held), held.address) == (2, ("10.0.0.1", 1))
     batch.load([(b"abc", ("10.0.0.3", 3))], ancdata=[joined(2)])
     assert [bytes(d) for d in batch] == [b"ab", b"c"]
+
+
+def test_columns_that_grow_between_two_messages_keep_the_first():
+    messages = [(b"abc", 2), (pattern(3000), 1), (b"x", 0), (pattern(9000), 1)]
+    peers = [("10.0.0.1", i) for i in range(4)]
+    everything = [
+        (SOL_SOCKET, SO_TIMESTAMPNS, lambda i: struct.pack("@ll", 1 + i, i)),
+        (SOL_SOCKET, SO_RXQ_OVFL, lambda i: struct.pack("I", i)),
+        (IPPROTO_IP, IP_PKTINFO, lambda i: struct.pack("i4s4s", i, bytes(4), bytes([10, 0, 0, i]))),
+        (IPPROTO_IP, socket.IP_TOS, lambda i: bytes([5 * i])),
+        (IPPROTO_IP, socket.IP_TTL, lambda i: struct.pack("i", 60 + i)),
+    ]
+    batch = RecvBatch(4, SLOT, addresses=True)
+    batch.load(
+        [(payload, peer) for (payload, _), peer in zip(messages, peers, strict=True)],
+        ancdata=[
+            joined(size) + [(level, kind, data(i)) for level, kind, data in everything]
+            for i, (_, size) in enumerate(messages)
+        ],
+    )
+    check(batch, messages, peers)
+    of = [i for i, (payload, size) in enumerate(messages) for _ in split(payload, size, SLOT)]
+    assert batch.timestamps_ns.tolist() == [(1 + i) * 10**9 + i for i in of]
+    assert batch.drop_counters.tolist() == batch.interface_indexes.tolist() == of
+    assert batch.local_addresses() == [f"10.0.0.{i}" for i in of]
+    assert batch.ecn.tolist() == [5 * i & 3 for i in of]
+    assert batch.dscp.tolist() == [5 * i >> 2 for i in of]
+    assert batch.ttls.tolist() == [60 + i for i in of]
 
 
 def test_iteration_while_the_columns_grow():
