@@ -45,7 +45,8 @@ class Call(NamedTuple):
     @property
     def result(self) -> int:
         """What the call returned."""
-        return int(self.line.rpartition(") = ")[2].split()[0])
+        value = self.line.rpartition(") = ")[2].split()[0]
+        return -1 if value == "?" else int(value)  # "?" of an errno that is the kernel's own
 
     @property
     def segmented(self) -> int:
