@@ -77,8 +77,8 @@ cdef class ReceiveSocket(SingleSocket):
 
         Args:
             vlen: The most messages to take, at least 1: with UDP GRO each may hold many
-                datagrams. One call takes no more than 262144, so that signals are heard
-                under a flood.
+                datagrams. One call goes no further once it has 262144, so that
+                signals are heard under a flood.
             bufsize: Bytes of each datagram to keep, at least 1; what is longer is cut.
             flags: As recvmmsg(2); MSG_PEEK shows only the first message.
 
