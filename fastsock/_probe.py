@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from fastsock import _constants as k
+from fastsock._gso import max_segments
 from fastsock._limits import Limit, read, read_limits
 from fastsock._options import CLOCKS, gro_allowed
 from fastsock._recvbatch import RecvBatch
-from fastsock._send import max_segments
 from fastsock._sock import Socket
 from fastsock._udp import bind_udp, connect_udp
 

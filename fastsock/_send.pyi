@@ -6,8 +6,6 @@ from typing_extensions import Buffer
 from fastsock._receive import ReceiveSocket
 from fastsock._sendbatch import SendBatch
 
-def max_segments() -> int: ...
-
 class SendSocket(ReceiveSocket):
     gso: bool
     def send_many(self, payloads: Iterable[Buffer], flags: int = 0) -> int: ...

@@ -30,6 +30,16 @@ def open_descriptors() -> set[tuple[int, str]]:
     return found
 
 
+def drain(sock: fastsock.Socket) -> list[bytes]:
+    """Everything that is queued at a socket, which no longer waits from then on."""
+    sock.setblocking(False)
+    found: list[bytes] = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            found += sock.recv_many(1000)
+    return found
+
+
 @pytest.fixture(autouse=True)
 def no_descriptor_leaks() -> Iterator[None]:
     before = open_descriptors()

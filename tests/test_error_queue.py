@@ -5,7 +5,7 @@ import select
 import socket
 
 import pytest
-from conftest import Family, needs_ipv6
+from conftest import Family, drain, needs_ipv6
 
 import fastsock
 from fastsock import RecvBatch, SendBatch, Socket
@@ -158,16 +158,6 @@ SENDS = {
     "send_segments long": (lambda sock, to: sock.send_segments(bytes(70_000), 35_000, to), 70_000, [bytes(35_000)] * 2),
     "send_zerocopy": (lambda sock, to: sock.send_zerocopy(b"1122", to, segment_size=2), 4, [b"11", b"22"]),
 }
-
-
-def drain(sock) -> list[bytes]:
-    sock.setblocking(False)
-    found = []
-    try:
-        while True:
-            found += sock.recv_many(1000)
-    except BlockingIOError:
-        return found
 
 
 @pytest.fixture(params=[None, 10, 0], ids=["blocking", "timeout", "nonblocking"])

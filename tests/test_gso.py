@@ -8,29 +8,18 @@ import socket
 import sys
 
 import pytest
-from conftest import needs_large_buffers
+from conftest import drain, needs_large_buffers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastsock
 from fastsock import SendBatch, Socket
 from fastsock._gather import runs
-from fastsock._send import max_segments
+from fastsock._gso import max_segments
 
 MAX_PAYLOAD = 65507
 
 needs_gso = pytest.mark.skipif(not fastsock.probe().gso, reason="UDP_SEGMENT is Linux 4.18")
-
-
-def drain(sock) -> list[bytes]:
-    """Everything that is queued at the socket."""
-    sock.setblocking(False)
-    found = []
-    try:
-        while True:
-            found += sock.recv_many(1000)
-    except BlockingIOError:
-        return found
 
 
 def cut(payload: bytes, segment_size: int) -> list[bytes]:

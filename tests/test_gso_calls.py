@@ -46,7 +46,7 @@ def test_runs_are_one_message(send, count, of_messages, segmented):
     ("script", "variables"),
     [
         ("sender.gso = False", {}),
-        ("assert not sender.gso and fastsock._send.max_segments() == 1", {"FASTSOCK_GSO": "0"}),
+        ("assert not sender.gso and fastsock._gso.max_segments() == 1", {"FASTSOCK_GSO": "0"}),
         ("sender.gso = True\nassert not sender.gso", {"FASTSOCK_GSO": "0"}),
     ],
 )
@@ -89,7 +89,7 @@ for sock in socks:
     sock.gso = True
     sock.stats
     sock.close()
-fastsock._send.max_segments()
+fastsock._gso.max_segments()
 """
     asked = [call for call in trace(script, "setsockopt").calls if re.search(r"UDP_SEGMENT|SOL_UDP, 0x67", call.line)]
     assert [re.search(r"\[(\d+)\]", call.line)[1] for call in asked] == ["1400", "0"]
@@ -105,7 +105,7 @@ socks = [fastsock.Socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(8)]
 start, found = threading.Barrier(8), []
 def ask(sock):
     start.wait()
-    found.append((sock.gso, fastsock._send.max_segments()))
+    found.append((sock.gso, fastsock._gso.max_segments()))
     sock.close()
 threads = [threading.Thread(target=ask, args=(sock,)) for sock in socks]
 for thread in threads:
@@ -135,6 +135,6 @@ def test_what_the_probe_makes_of_refusals(fault, expected):
 import socket
 import fastsock
 with fastsock.Socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-    print(sock.gso, fastsock._send.max_segments())
+    print(sock.gso, fastsock._gso.max_segments())
 """
     assert trace(script, "socket,setsockopt,sendmsg", fault).out.strip() == expected

@@ -7,6 +7,7 @@ sendmsg is the first of that name.
 import socket
 
 import pytest
+from conftest import drain
 from tracing import trace_pair
 
 import fastsock
@@ -220,16 +221,6 @@ assert drain(receiver) == payloads and sender.gso
 
 
 # --- without strace -----------------------------------------------------------------------------------
-
-
-def drain(sock) -> list[bytes]:
-    sock.setblocking(False)
-    found = []
-    try:
-        while True:
-            found += sock.recv_many(1000)
-    except BlockingIOError:
-        return found
 
 
 def switch_checksums(receiver, sender, on: bool) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 import fastsock
 from fastsock import _constants as k
-from fastsock._send import max_segments
+from fastsock._gso import max_segments
 
 needs_gso = pytest.mark.skipif(max_segments() == 1, reason="no UDP GSO here")
 UDP_CORK = 1  # linux/udp.h

@@ -7,7 +7,7 @@ import socket
 import threading
 
 import pytest
-from conftest import needs_localhost
+from conftest import drain, needs_localhost
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,17 +16,6 @@ from fastsock import SendBatch, Socket
 from fastsock._udp import SO_RCVBUFFORCE
 
 TOO_LARGE = bytes(70_000)  # above the 65507 that UDP carries
-
-
-def drain(sock) -> list[bytes]:
-    """Everything that is queued at the socket."""
-    sock.setblocking(False)
-    found = []
-    while True:
-        try:
-            found += sock.recv_many(bufsize=2048)
-        except BlockingIOError:
-            return found
 
 
 def numbered(count: int, start: int = 0) -> list[bytes]:

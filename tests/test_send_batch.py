@@ -3,6 +3,7 @@
 import socket
 
 import pytest
+from conftest import drain
 
 import fastsock
 from fastsock import SendBatch, Socket
@@ -13,14 +14,6 @@ def filled(payloads, vlen=8, slot_size=70_000, address=None) -> SendBatch:
     for payload in payloads:
         batch.append(payload, address)
     return batch
-
-
-def drain(sock) -> list[bytes]:
-    sock.setblocking(False)
-    try:
-        return sock.recv_many(1000)
-    except BlockingIOError:
-        return []
 
 
 @pytest.mark.parametrize(

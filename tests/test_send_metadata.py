@@ -8,7 +8,7 @@ import time
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import needs_ipv6
+from conftest import drain, needs_ipv6
 
 import fastsock
 from fastsock import RecvBatch, SendBatch, Socket
@@ -205,14 +205,6 @@ def test_wrong_options_add_nothing(options, error, text):
     with pytest.raises(error, match=text):
         batch.append(b"x", **options)
     assert len(batch) == 0
-
-
-def drain(sock) -> list[bytes]:
-    sock.setblocking(False)
-    try:
-        return sock.recv_many(1000)
-    except BlockingIOError:
-        return []
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import threading
 import weakref
 
 import pytest
-from conftest import needs_large_buffers
+from conftest import drain, needs_large_buffers
 from tracing import trace_pair
 
 import fastsock
@@ -29,16 +29,6 @@ def takes_zerocopy() -> bool:
 
 
 pytestmark = pytest.mark.skipif(not takes_zerocopy(), reason="SO_ZEROCOPY for UDP is Linux 5.0")
-
-
-def drain(sock) -> list[bytes]:
-    sock.setblocking(False)
-    found = []
-    try:
-        while True:
-            found += sock.recv_many(1000)
-    except BlockingIOError:
-        return found
 
 
 def is_held(payload: bytearray) -> bool:

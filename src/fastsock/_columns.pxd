@@ -34,4 +34,4 @@ cdef class ColumnBatch:
     cdef Columns *columns                   # what the last receive left
     cdef int ancillary                      # the bits of _cmsg.Ancillary that it recorded
 
-    cdef int need(self, int bit, str option) except -1
+    cdef Columns *recorded(self, int bit, str option) except NULL

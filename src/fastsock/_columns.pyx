@@ -158,10 +158,12 @@ cdef class ColumnBatch:
     def __len__(self):
         return self.columns.count
 
-    cdef int need(self, int bit, str option) except -1:
+    cdef Columns *recorded(self, int bit, str option) except NULL:
+        """The columns, with what `option` makes the kernel tell; ValueError where it was not on."""
         if not self.ancillary & bit:
             raise not_recorded(option)
-        return 0
+        # Not before: on a free-threaded build a receive may replace them meanwhile.
+        return self.columns
 
     @property
     def offsets(self):
@@ -188,49 +190,37 @@ cdef class ColumnBatch:
         0 where it does not say. ValueError on this and the columns below where the last
         receive was from a socket that was not told to: see ``bind_udp``.
         """
-        cdef Columns *columns
-        self.need(TIMESTAMPS, "timestamps")
-        columns = self.columns
+        cdef Columns *columns = self.recorded(TIMESTAMPS, "timestamps")
         return readonly_memory(self, columns.timestamps_ns, columns.count, sizeof(int64_t), b"q")
 
     @property
     def hardware_timestamps_ns(self):
         """When the device received each datagram, by its own clock: a memoryview of int64, 0 for unknown."""
-        cdef Columns *columns
-        self.need(HARDWARE_TIMESTAMPS, "timestamps='hardware'")
-        columns = self.columns
+        cdef Columns *columns = self.recorded(HARDWARE_TIMESTAMPS, "timestamps='hardware'")
         return readonly_memory(self, columns.hardware_timestamps_ns, columns.count, sizeof(int64_t), b"q")
 
     @property
     def ecn(self):
         """The ECN field of each datagram, 0 to 3 (RFC 3168): a memoryview of uint8."""
-        cdef Columns *columns
-        self.need(TOS, "ecn")
-        columns = self.columns
+        cdef Columns *columns = self.recorded(TOS, "ecn")
         return readonly_memory(self, columns.ecn, columns.count, sizeof(uint8_t), b"B")
 
     @property
     def dscp(self):
         """The DSCP field of each datagram, 0 to 63 (RFC 2474): a memoryview of uint8. Comes with ``ecn``."""
-        cdef Columns *columns
-        self.need(TOS, "ecn")
-        columns = self.columns
+        cdef Columns *columns = self.recorded(TOS, "ecn")
         return readonly_memory(self, columns.dscp, columns.count, sizeof(uint8_t), b"B")
 
     @property
     def ttls(self):
         """The TTL or hop limit that each datagram arrived with: a memoryview of uint8."""
-        cdef Columns *columns
-        self.need(TTL, "ttl")
-        columns = self.columns
+        cdef Columns *columns = self.recorded(TTL, "ttl")
         return readonly_memory(self, columns.ttls, columns.count, sizeof(uint8_t), b"B")
 
     @property
     def interface_indexes(self):
         """The interface that each datagram came in by: a memoryview of int32."""
-        cdef Columns *columns
-        self.need(PKTINFO, "pktinfo")
-        columns = self.columns
+        cdef Columns *columns = self.recorded(PKTINFO, "pktinfo")
         return readonly_memory(self, columns.interface_indexes, columns.count, sizeof(int32_t), b"i")
 
     @property
@@ -240,9 +230,7 @@ cdef class ColumnBatch:
         The datagrams dropped at the socket before it, modulo 2**32. It lags behind
         ``Socket.drops``, which is right at once; this tells where in the stream they fell.
         """
-        cdef Columns *columns
-        self.need(DROP_COUNTER, "drop_counter")
-        columns = self.columns
+        cdef Columns *columns = self.recorded(DROP_COUNTER, "drop_counter")
         return readonly_memory(self, columns.drop_counters, columns.count, sizeof(uint32_t), b"I")
 
     @property
@@ -261,10 +249,8 @@ cdef class ColumnBatch:
         Raises:
             ValueError: The socket does not receive it: ``bind_udp(..., pktinfo=True)``.
         """
-        cdef Columns *columns
+        cdef Columns *columns = self.recorded(PKTINFO, "pktinfo")
         cdef Py_ssize_t i
-        self.need(PKTINFO, "pktinfo")
-        columns = self.columns
         return [decode_host(&columns.locals[i]) for i in range(columns.count)]
 
 
