@@ -388,7 +388,7 @@ def receive(mine):
 def send(part):
     payloads = [i.to_bytes(4, "big") for i in range(part, total, 2)]
     while payloads:
-        while sum(sent) - sum(map(len, got)) > 200:     # never more than the buffer holds
+        while sum(sent) - sum(map(len, got)) > 100:     # never more than the buffer holds
             os.sched_yield()
         count = sender.send_many(payloads[:32])
         sent[part] += count
