@@ -7,7 +7,7 @@ sendmsg is the first of that name.
 import socket
 
 import pytest
-from conftest import drain
+from conftest import drain, needs_large_buffers
 from tracing import trace_pair
 
 import fastsock
@@ -69,6 +69,7 @@ def test_eio_of_the_first_of_several_messages(call, at):
     assert sent(traced.calls, "sendmmsg") == [3] * (at - 1) + [-1, 10, 20] + [30] * plain
 
 
+@needs_large_buffers
 def test_eio_in_the_middle_of_a_call():
     # The first two messages are beyond what one call of the kernel takes.
     script = """
