@@ -93,11 +93,20 @@ def resolves_localhost() -> bool:
 
 
 needs_localhost = pytest.mark.skipif(not resolves_localhost(), reason="localhost does not resolve")
-NO_DROPS = 0 if fastsock.probe().drop_counter else None
+PROBE = fastsock.probe()
+NO_DROPS = 0 if PROBE.drop_counter else None
 """What `fastsock recv` reports when nothing was dropped; old kernels and emulators do not say."""
 needs_large_buffers = pytest.mark.skipif(
-    not fastsock.probe().rcvbuf_force, reason="a receive buffer beyond rmem_max takes CAP_NET_ADMIN"
+    not PROBE.rcvbuf_force, reason="a receive buffer beyond rmem_max takes CAP_NET_ADMIN"
 )
+
+
+def needs(*names: str) -> pytest.MarkDecorator:
+    """Skips where the kernel, or an emulator, lacks one of these capabilities of ``probe()``."""
+    missing = [f"{name}: {getattr(PROBE, name).why}" for name in names if not getattr(PROBE, name)]
+    return pytest.mark.skipif(bool(missing), reason="; ".join(missing) or "nothing is missing")
+
+
 needs_drop_counter = pytest.mark.skipif(NO_DROPS is None, reason="the kernel does not count a socket's drops")
 
 
@@ -162,6 +171,10 @@ def unix_pair(closing: Callable[[Any], Any]) -> Callable[..., Pair]:
     return make
 
 
+CANNOT = 77
+"""What an isolated script exits with where it lacks something; it prints what."""
+
+
 def environment() -> dict[str, str]:
     """The environment of a child process that imports what this one does; warnings are errors."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONWARNINGS": "error"}
@@ -180,6 +193,8 @@ def isolated() -> Callable[..., str]:
             env=environment(),
             check=False,
         )
+        if done.returncode == CANNOT:
+            pytest.skip(done.stdout)
         assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
         # What goes wrong in __del__ cannot be raised, and is only printed.
         assert "Exception ignored" not in done.stderr, done.stderr

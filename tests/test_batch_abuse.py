@@ -8,6 +8,7 @@ import struct
 import sys
 
 import pytest
+from conftest import needs
 
 import fastsock
 from fastsock import RecvBatch
@@ -74,6 +75,7 @@ def test_views_from_before_every_growth_stay_readable():
     del spare
 
 
+@needs("timestamps")
 def test_columns_and_datagrams_outlive_batch_and_socket(family):
     with fastsock.bind_udp(family.address(), gro=True, timestamps=True, pktinfo=True) as receiver:
         receiver.settimeout(10)
@@ -183,6 +185,7 @@ def done():
 
 
 @needs_joining
+@needs("timestamps")
 def test_two_threads_and_one_batch(isolated):
     out = isolated(
         TRAFFIC
@@ -221,6 +224,7 @@ done()
 
 
 @needs_joining
+@needs("timestamps")
 def test_readers_beside_a_receive_that_changes_everything(isolated):
     # Sockets with and without GRO in turn, so that offsets, columns and their number all change.
     isolated(
@@ -275,6 +279,7 @@ done()
 
 @needs_joining
 @pytest.mark.parametrize("call", ["recv_batch(batch)", "recv_many()"])
+@needs("timestamps")
 def test_closed_by_another_thread_while_it_waits(isolated, call):
     out = isolated(
         TRAFFIC
@@ -308,6 +313,7 @@ done()
 
 @needs_joining
 @pytest.mark.parametrize("vlen", [4, 64])
+@needs("timestamps")
 def test_a_storm_of_signals_loses_no_joined_datagram(isolated, vlen):
     # Above 16 messages the call starts without the GIL, below it waits without.
     out = isolated(
@@ -343,6 +349,7 @@ done()
 
 
 @needs_joining
+@needs("timestamps")
 def test_a_child_keeps_what_was_received_before_the_fork(isolated):
     out = isolated(
         "import warnings; warnings.simplefilter('ignore', DeprecationWarning)"

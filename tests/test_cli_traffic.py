@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from command import DEADLINE_S, exit_code, json_lines, running, wait_until
-from conftest import NO_DROPS, environment, needs_drop_counter, needs_ipv6
+from conftest import NO_DROPS, environment, needs, needs_drop_counter, needs_ipv6
 
 import fastsock
 from fastsock.cli import build_parsers, recv
@@ -249,6 +249,7 @@ def test_one_way_delay_is_to_the_clock_that_was_asked_for(
 
 
 @pytest.mark.parametrize(("words", "until"), [([], "it was read"), (["--timestamps"], "the kernel had it")])
+@needs("timestamps")
 def test_the_summary_says_which_clock(words: list[str], until: str, preloaded: Preload, capsys: Output) -> None:
     preloaded([encode_header(7, 0, time.time_ns())], timestamps=True)
     assert exit_code("recv", "127.0.0.1:0", "--count", "1", *words) == 0
@@ -262,6 +263,7 @@ def test_the_summary_says_which_clock(words: list[str], until: str, preloaded: P
 @pytest.mark.parametrize("size", [32, 100, 512])
 @pytest.mark.parametrize("vlen", [1, 7, 64])
 @pytest.mark.parametrize("option", ["", "--gso", "--timestamps"])
+@needs("transmit_timestamps", "multicast")
 def test_what_send_sends(size: int, vlen: int, option: str, closing: Closing, capsys: Output) -> None:
     sock = closing(fastsock.bind_udp(("127.0.0.1", 0)))
     target = f"127.0.0.1:{sock.getsockname()[1]}"
@@ -285,6 +287,7 @@ def test_what_send_sends(size: int, vlen: int, option: str, closing: Closing, ca
 
 
 @needs_gro
+@needs("timestamps")
 def test_send_with_gso_into_recv_with_gro(tmp_path: Path, capsys: Output) -> None:
     words = ["--json", "--gro", "--timestamps", "--idle", "5", "--count", "40003", "--fail-on-loss"]
     with running(tmp_path, "recv", "127.0.0.1:0", *words) as command:
@@ -313,6 +316,7 @@ def test_without_gso_it_says_why_and_goes_on(capsys: Output, closing: Closing, m
     assert (sending["gso"], summary["gso"], summary["sent"]) == (False, False, 10)
 
 
+@needs("transmit_timestamps")
 def test_send_reports_when_the_driver_had_each(
     closing: Closing, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,6 +365,7 @@ def test_time_stamps_find_their_bursts(start: int) -> None:
     assert stamps.delays.percentile(50) == 100
 
 
+@needs("timestamps")
 def test_time_stamps_are_waited_for_in_vain_only_a_moment(closing: Closing) -> None:
     receiver = closing(fastsock.bind_udp(("127.0.0.1", 0)))
     sock = closing(fastsock.connect_udp(receiver.getsockname(), transmit_timestamps=True))
@@ -391,6 +396,7 @@ def test_bursts_of_any_length_are_numbered_through() -> None:
     assert sock.sequences == list(range(6000))
 
 
+@needs("multicast")
 def test_multicast(tmp_path: Path, capsys: Output) -> None:
     group = ["--multicast", "239.255.78.1@lo", "--multicast", "239.255.78.2@lo"]
     with running(tmp_path, "recv", ":0", "--json", "--count", "8", *group) as command:
@@ -403,6 +409,7 @@ def test_multicast(tmp_path: Path, capsys: Output) -> None:
     assert command.summary["stream"]["streams"] == 2
 
 
+@needs("multicast")
 def test_how_groups_are_sent_to(closing: Closing) -> None:
     words = ["send", "239.255.78.3:9", "--multicast-interface", "lo", "--multicast-ttl", "5", "--no-multicast-loop"]
     sock = closing(connect(build_parsers("send")[""].parse_args(words)))

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 import test_faults
-from conftest import Pair, needs_large_buffers
+from conftest import Pair, needs, needs_large_buffers
 
 import fastsock
 from fastsock import RecvBatch, Socket
@@ -240,6 +240,7 @@ def test_a_received_batch_is_no_array(pair):
 # --- one batch, many sockets --------------------------------------------------------------------------
 
 
+@needs("timestamps")
 def test_one_batch_in_turn_with_every_kind_of_socket(family, closing):
     kinds = [{}, {"gro": True}, {"timestamps": True}, {"gro": True, "timestamps": True, "pktinfo": True}]
     pairs = []
@@ -318,6 +319,7 @@ def test_held_payloads_never_change(udp_pair, seed):
 
 
 @needs_large_buffers
+@needs("drop_counter")
 def test_one_list_stops_where_signals_must_be_heard(closing):
     receiver = closing(fastsock.bind_udp(("127.0.0.1", 0), gro=True, rcvbuf=64 << 20))
     receiver.settimeout(10)

@@ -8,7 +8,7 @@ from socket import AF_INET, AF_INET6, IPPROTO_IP, IPPROTO_IPV6, SOL_SOCKET
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import needs_ipv6
+from conftest import needs, needs_ipv6
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -287,6 +287,7 @@ def connect(receiver: Socket, network: Network, **options: Any) -> Socket:
 @pytest.mark.parametrize("gso", [True, False], ids=["gso", "plain"])
 @pytest.mark.parametrize("gro", [True, False], ids=["gro", "single"])
 @pytest.mark.parametrize("asked", ASKED)
+@needs("timestamps", "drop_marks")
 def test_metadata(network, gro, gso, asked, closing):
     options, names = ASKED[asked]
     receiver = closing(fastsock.bind_udp(network.bind, gro=gro, **options, **network.options))
@@ -361,6 +362,7 @@ def test_where_the_kernel_puts_it_on_a_dual_stack_socket(closing):
     assert batch[0].local_address == network.local
 
 
+@needs("timestamps", "drop_marks")
 def test_options_set_by_hand_dropped_duplicated_and_adopted(closing, udp_pair, family):
     receiver, sender = udp_pair
     level, option = (IPPROTO_IP, k.IP_RECVTTL) if family.family == AF_INET else (IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT)
@@ -385,6 +387,7 @@ def test_options_set_by_hand_dropped_duplicated_and_adopted(closing, udp_pair, f
 
 
 @pytest.mark.parametrize("stamps", [True, "software"])
+@needs("transmit_timestamps")
 def test_receive_stamps_beside_transmit_stamps(closing, stamps):
     options = {"timestamps": stamps, "transmit_timestamps": True}
     sock = closing(fastsock.bind_udp(("127.0.0.1", 0), **options))
@@ -397,6 +400,7 @@ def test_receive_stamps_beside_transmit_stamps(closing, stamps):
 
 
 @pytest.mark.parametrize("stamps", ["software", "hardware"])
+@needs("timestamps", "drop_marks")
 def test_no_datagram_is_too_early_for_a_stamp(closing, stamps):
     # The kernel switches stamping on by a work queue; what it missed it fills in for
     # SO_TIMESTAMPNS alone. Beside a busy process one in a hundred first datagrams had none.

@@ -5,6 +5,7 @@ import struct
 import threading
 
 import pytest
+from conftest import needs
 
 import fastsock
 from fastsock import _constants as k
@@ -48,6 +49,7 @@ def test_the_sockets_own_segment_size_stays_its_own(udp_pair):
 
 
 @needs_gso
+@needs("transmit_timestamps")
 def test_transmit_timestamps_by_setsockopt_are_one_each(udp_pair, wait_for):
     sender = udp_pair.sender
     flags = k.SOF_TIMESTAMPING_TX_SOFTWARE | k.SOF_TIMESTAMPING_SOFTWARE | k.SOF_TIMESTAMPING_OPT_ID
@@ -61,6 +63,7 @@ def test_transmit_timestamps_by_setsockopt_are_one_each(udp_pair, wait_for):
 # --- what is recorded -----------------------------------------------------------------------------
 
 
+@needs("timestamps")
 def test_timestamps_that_another_option_replaces_are_not_promised(closing):
     sock = closing(fastsock.bind_udp(("127.0.0.1", 0), timestamps=True))
     sock.settimeout(10)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Namespace, has_ipv6
+from conftest import Namespace, has_ipv6, needs
 
 import fastsock
 from fastsock import _limits, _probe
@@ -101,6 +101,7 @@ def test_the_environment_is_a_reason(isolated: Any, monkeypatch: pytest.MonkeyPa
     assert found["max_segments"] == 1
 
 
+@needs("txtime")
 def test_what_takes_a_capability_of_the_process(isolated: Any) -> None:
     found = json.loads(isolated(POWERLESS + SHOW))
     assert found["rcvbuf_force"] == {"available": False, "why": "SO_RCVBUFFORCE: EPERM; it takes CAP_NET_ADMIN"}
@@ -109,6 +110,7 @@ def test_what_takes_a_capability_of_the_process(isolated: Any) -> None:
     assert found["timestamps"]["available"]
 
 
+@needs("gso")
 def test_without_loopback_it_still_answers(isolated: Any, namespace: Namespace) -> None:
     down = (*namespace.enter, "sh", "-c", 'ip link set lo down && exec "$@"', "sh")
     found = json.loads(isolated(SHOW, before=down))
@@ -118,6 +120,7 @@ def test_without_loopback_it_still_answers(isolated: Any, namespace: Namespace) 
     assert not found["multicast"]["available"]
 
 
+@needs("multicast")
 def test_multicast_takes_an_interface(isolated: Any, namespace: Namespace) -> None:
     found = json.loads(isolated(SHOW, before=namespace.enter))
     assert found["multicast"]["available"] is False
@@ -134,6 +137,7 @@ def test_hardware_time_stamps_are_what_interfaces_claim(monkeypatch: pytest.Monk
     assert found.why.startswith("lo (/dev/ptp3); ")
 
 
+@needs("timestamps")
 def test_loopback_claims_software_time_stamps() -> None:
     with fastsock.Socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         flags, clock = _probe.timestamping_of(sock, "lo")

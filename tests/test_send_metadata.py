@@ -8,7 +8,7 @@ import time
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import drain, needs_ipv6
+from conftest import drain, needs, needs_ipv6
 
 import fastsock
 from fastsock import RecvBatch, SendBatch, Socket
@@ -302,6 +302,7 @@ def test_every_segment_has_it(way, address, gso):
 # --- a time to send at ---------------------------------------------------------------------------------------
 
 
+@needs("txtime")
 def test_txtime_arrives(family, closing):
     # The loopback device has no queue that would wait: that the kernel takes it is what can be seen.
     receiver = closing(fastsock.bind_udp(family.address()))

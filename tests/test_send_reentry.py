@@ -7,7 +7,7 @@ None may crash it, make it send by another socket's number, or lose or repeat a 
 import sys
 
 import pytest
-from conftest import needs_large_buffers
+from conftest import needs, needs_large_buffers
 from tracing import trace_pair
 
 NEAR_FAR = """
@@ -353,6 +353,7 @@ sender.close()
 # --- garbage, threads, interrupted calls ----------------------------------------------------------------------
 
 
+@needs("zerocopy")
 def test_garbage_cycles_with_sockets_and_batches(isolated):
     isolated(
         UDP
@@ -391,6 +392,7 @@ sender.close()
 
 
 @needs_large_buffers
+@needs("zerocopy")
 def test_threads_send_every_datagram_once(isolated):
     out = isolated(
         UDP

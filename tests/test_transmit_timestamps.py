@@ -4,19 +4,13 @@ import select
 import time
 
 import pytest
+from conftest import needs
 from tracing import trace_pair
 
 import fastsock
 from fastsock import RecvBatch, SendBatch
 
-
-def stamps() -> bool:
-    with fastsock.bind_udp(("127.0.0.1", 0), transmit_timestamps=True) as sock:
-        sock.sendto(b"x", sock.getsockname())
-        return bool(sock.recv_errors())
-
-
-pytestmark = pytest.mark.skipif(not stamps(), reason="the loopback device gives no transmit timestamps")
+pytestmark = needs("transmit_timestamps")
 
 
 @pytest.fixture(params=[True, "software"])
