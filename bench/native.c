@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 #include <time.h>
 
 /* linux/udp.h, which does not go together with the C library's netinet/udp.h. */
@@ -272,7 +273,8 @@ int c_flood(int fd, char *payloads, int size, volatile int64_t *sent)
 
     for (int call = 1; call < calls; call++)
         memcpy(&msgvec[call * messages], msgvec, (size_t)messages * sizeof(*msgvec));
-    for (;;)
+    pid_t parent = getppid();
+    while (getppid() == parent)
         for (int at = 0; at < calls * messages;) {
             int got = sendmmsg(fd, msgvec + at, (unsigned)(calls * messages - at), 0);
             if (got < 0 && errno != ENOBUFS)
@@ -282,4 +284,5 @@ int c_flood(int fd, char *payloads, int size, volatile int64_t *sent)
                 *sent += (int64_t)got * VLEN / messages;
             }
         }
+    return 0;
 }

@@ -57,22 +57,19 @@ def read_limits() -> Iterator[Limit]:
         "zero-copy sends under way, filters and multicast sources of one socket; ENOBUFS beyond",
     )
     processed, dropped, squeezed = softnet_counts()
-    backlog = read("net.core.netdev_max_backlog")
     yield limit(
         "net.core.netdev_max_backlog",
-        wanted_if(dropped > 0, backlog, 1000),
+        10_000 if dropped else 1000,
         f"packets that wait for one CPU, of loopback, veth and RPS; {dropped:,} dropped since boot",
     )
     # A few rounds are cut short on every machine.
     often = squeezed * 100_000 > processed
-    budget = read("net.core.netdev_budget")
     yield limit(
         "net.core.netdev_budget",
-        wanted_if(often, budget, 300),
+        600 if often else 300,
         f"packets that one round of receiving takes from the devices; {squeezed:,} rounds cut short since boot",
     )
-    budget_us = read("net.core.netdev_budget_usecs")
-    yield limit("net.core.netdev_budget_usecs", wanted_if(often, budget_us, 2000), "microseconds of the same round")
+    yield limit("net.core.netdev_budget_usecs", 8000 if often else 2000, "microseconds of the same round")
     yield udp_mem()
     yield limit("net.ipv4.udp_rmem_min", 4096, "what each socket may still queue when udp_mem is used up")
     yield limit("net.ipv4.ipfrag_high_thresh", 4 << 20, "fragments of datagrams above the MTU, for all peers together")
@@ -90,11 +87,6 @@ def compare(name: str, value: int | None, wanted: int, why: str, setting: str) -
     return Limit(name, value, wanted, why, None if enough else f"sysctl -w {name}={setting}")
 
 
-def wanted_if(too_little: bool, value: int | None, usual: int) -> int:
-    """Twice what there is where that has shown to be too little; else the kernel's own default."""
-    return 2 * value if too_little and value else usual
-
-
 def udp_mem() -> Limit:
     """The first of the three numbers is the one that drops: UDP has no memory pressure to begin at the second.
 
@@ -103,12 +95,13 @@ def udp_mem() -> Limit:
     name = "net.ipv4.udp_mem"
     pages = numbers(name)
     wanted = SOCKETS_AT_ONCE * WANTED_BUFFER // resource.getpagesize()
+    raised = (max(*pair) for pair in zip((wanted, wanted * 4 // 3, wanted * 2), pages or (0, 0, 0), strict=True))
     return compare(
         name,
         pages[0] if len(pages) == 3 else None,
         wanted,
         "pages of memory for all UDP sockets together; beyond it datagrams are dropped",
-        f"'{wanted} {wanted * 4 // 3} {wanted * 2}'",
+        f"'{' '.join(map(str, raised))}'",
     )
 
 

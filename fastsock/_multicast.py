@@ -173,7 +173,7 @@ def interface_index(interface: Interface) -> int:
             _stdlib.if_indextoname(interface)
             return interface
         return _stdlib.if_nametoindex(interface_name(interface))
-    except OSError:
+    except (OSError, OverflowError):
         raise OSError(errno.ENODEV, f"{os.strerror(errno.ENODEV)}: {interface!r}") from None
 
 
@@ -209,6 +209,13 @@ def list_groups(multicast: Group | Iterable[Group] | None) -> list[Membership]:
         check_group(group, source)
         found.append((group, interface, source))
     return found
+
+
+def check_bound(host: str) -> None:
+    """A socket that is bound to one unicast address hears no group (ip(7))."""
+    address = host.partition("%")[0]
+    if address not in ("0.0.0.0", "::") and not classify(address)[1]:
+        raise ValueError(f'a socket bound to {host} hears no group: bind to "" or to the group itself')
 
 
 # --- text -------------------------------------------------------------------------------

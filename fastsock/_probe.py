@@ -285,16 +285,19 @@ def try_timestamps() -> str:
 def probe_hardware_timestamps() -> Capability:
     """Whether an interface says that it can: ETHTOOL_GET_TS_INFO. It still has to be told to."""
     found, silent = [], []
-    with Socket(_stdlib.AF_INET, _stdlib.SOCK_DGRAM) as sock:
-        for _, name in _stdlib.if_nameindex():
-            try:
-                flags, clock = timestamping_of(sock, name)
-            except OSError:
-                flags, clock = 0, -1
-            if flags & HARDWARE_RECEIVE == HARDWARE_RECEIVE:
-                found.append(f"{name} (/dev/ptp{clock})" if clock >= 0 else name)
-            else:
-                silent.append(name)
+    try:
+        with Socket(_stdlib.AF_INET, _stdlib.SOCK_DGRAM) as sock:
+            for _, name in _stdlib.if_nameindex():
+                try:
+                    flags, clock = timestamping_of(sock, name)
+                except OSError:
+                    flags, clock = 0, -1
+                if flags & HARDWARE_RECEIVE == HARDWARE_RECEIVE:
+                    found.append(f"{name} (/dev/ptp{clock})" if clock >= 0 else name)
+                else:
+                    silent.append(name)
+    except OSError as error:
+        return Capability(False, refusal("SIOCETHTOOL", (2, 6), error, platform.release()))
     if found:
         return Capability(True, f"{listing(found)}; to be switched on with: hwstamp_ctl -i DEVICE -r 1")
     return Capability(False, f"no interface claims to have them, of {listing(silent)}; see: ethtool -T DEVICE")

@@ -133,7 +133,7 @@ class Socket(SendSocket):
             os.close(fd)
             raise
         copy.settimeout(self.gettimeout())
-        copy.gso = self.gso
+        copy.gso = self._gso_wanted
         return copy
 
     def get_inheritable(self) -> bool:

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from fastsock._constants import SO_RCVBUFFORCE, SO_SNDBUFFORCE
-from fastsock._multicast import Group, check_group, list_groups
+from fastsock._multicast import Group, check_bound, check_group, list_groups
 from fastsock._options import Clock, Options, Stamps
 from fastsock._sock import Socket
 from fastsock._steering import build_program
@@ -76,7 +76,7 @@ def bind_udp(
             queue, which drops what is late, "monotonic" for fq.
         multicast: A group to join, or a list of them: an address, ``(group, interface)`` or
             ``(group, interface, source)``, as for ``Socket.join_group``. The host "" is then
-            of the family of the groups.
+            of the family of the groups; a socket bound to one unicast address hears none.
 
     The metadata is on ``Datagram`` and in the columns of ``RecvBatch``. What is not asked
     for costs nothing.
@@ -125,7 +125,12 @@ def bind_udp(
         for group in groups:
             sock.join_group(*group)
 
-    return open_udp(address, family, _stdlib.AI_PASSIVE, configure, Socket.bind)
+    def attach(sock: Socket, resolved: tuple[Any, ...]) -> None:
+        if groups:
+            check_bound(resolved[0])
+        sock.bind(resolved)
+
+    return open_udp(address, family, _stdlib.AI_PASSIVE, configure, attach)
 
 
 def bind_udp_group(address: tuple[Any, ...], size: int, *, steering: str | None = None, **options: Any) -> list[Socket]:

@@ -338,6 +338,7 @@ def test_one_list_stops_where_signals_must_be_heard(closing):
 # --- switched on by somebody else, or not to be had -------------------------------------------------------
 
 
+@needs("timestamps", "drop_marks")
 @pytest.mark.parametrize("options", [{}, {"timestamps": True}, {"ttl": True, "drop_counter": True}], ids=str)
 @pytest.mark.parametrize("call", ["recv_many", "recvfrom_many", "recv_batch"])
 def test_switched_on_through_a_duplicate(family, closing, options, call):

@@ -218,3 +218,62 @@ def test_a_completion_that_recvmsg_takes_lets_go_too(zero_copy, wait_for):
     _, ancdata, _, _ = sender.recvmsg(0, 512, socket.MSG_ERRQUEUE)
     assert sender.zerocopy_pending == 0
     assert struct.unpack_from("=IBBBBII", ancdata[0][2])[1] == 5  # SO_EE_ORIGIN_ZEROCOPY
+
+
+# --- what a second look found -------------------------------------------------------------------------------
+
+
+def test_a_full_receive_buffer_leaves_no_room_for_a_record_and_stops_nobody(family, dead, closing):
+    healthy = closing(fastsock.bind_udp(family.address()))
+    healthy.settimeout(10)
+    sock = closing(fastsock.bind_udp(family.address(), error_queue=True, rcvbuf=4096))
+    sock.settimeout(10)
+    flood = closing(fastsock.connect_udp(sock.getsockname()))
+    for _ in range(200):
+        flood.send(b"z" * 500)
+    for _ in range(5):
+        sock.sendto(b"lost", dead)
+        assert sock.sendto_many([b"kept"] * 3, healthy.getsockname()) == 3
+        assert sizes(healthy, 3) == [4, 4, 4]
+    sock.sendto(b"lost", dead)
+    assert sock.recv_many()
+    assert sock.stats.errors_discarded + len(sock.recv_errors()) >= 1
+
+
+def test_an_earlier_refusal_comes_before_that_of_the_datagram(dead, closing):
+    sock = closing(fastsock.connect_udp(dead, error_queue=True))
+    sock.send(b"x")
+    with pytest.raises(ConnectionRefusedError):
+        sock.send(b"x" * 70_000)
+    with pytest.raises(OSError, match="Message too long"):
+        sock.send(b"x" * 70_000)
+
+
+@pytest.mark.parametrize("call", ["recv_many", "recvfrom_many"])
+def test_the_error_queue_is_not_received_as_datagrams(udp_pair, call):
+    with pytest.raises(ValueError, match="recv_errors"):
+        getattr(udp_pair.receiver, call)(flags=socket.MSG_ERRQUEUE)
+    with pytest.raises(ValueError, match="recv_errors"):
+        udp_pair.receiver.recv_batch(fastsock.RecvBatch(), socket.MSG_ERRQUEUE)
+
+
+@needs_gso
+def test_a_duplicate_wants_gso_as_the_original_does(udp_pair, closing):
+    sender = udp_pair.sender
+    sender.setsockopt(k.SOL_UDP, UDP_CORK, 1)
+    copy = closing(sender.dup())
+    assert not copy.gso
+    copy.setsockopt(k.SOL_UDP, UDP_CORK, 0)
+    assert copy.gso
+    sender.gso = False
+    assert not closing(sender.dup()).gso
+
+
+def test_segments_do_not_go_with_more(udp_pair):
+    with pytest.raises(ValueError, match="MSG_MORE"):
+        udp_pair.sender.send_segments(b"x" * 10, 5, None, socket.MSG_MORE)
+
+
+def test_a_group_on_a_unicast_address_is_refused():
+    with pytest.raises(ValueError, match="hears no group"):
+        fastsock.bind_udp(("127.0.0.1", 0), multicast=("239.1.1.1", "lo"))

@@ -110,7 +110,7 @@ def test_what_takes_a_capability_of_the_process(isolated: Any) -> None:
     assert found["timestamps"]["available"]
 
 
-@needs("gso")
+@needs("multicast")
 def test_without_loopback_it_still_answers(isolated: Any, namespace: Namespace) -> None:
     down = (*namespace.enter, "sh", "-c", 'ip link set lo down && exec "$@"', "sh")
     found = json.loads(isolated(SHOW, before=down))
@@ -236,7 +236,7 @@ def test_udp_mem_is_set_as_three_numbers(proc: Path) -> None:
     ("softnet", "backlog", "budget"),
     [
         ("00ffffff 00000000 00000007 0\n" * 2, None, None),
-        ("00ffffff 00000001 00000007 0\n" * 2, "sysctl -w net.core.netdev_max_backlog=2000", None),
+        ("00ffffff 00000001 00000007 0\n" * 2, "sysctl -w net.core.netdev_max_backlog=10000", None),
         ("000000ff 00000000 00000007 0\n" * 2, None, "sysctl -w net.core.netdev_budget=600"),
         ("nonsense\n", None, None),
     ],

@@ -164,11 +164,14 @@ def connect_to_group(args: argparse.Namespace, options: dict[str, Any]) -> fasts
     interface = args.multicast_interface
     sock = fastsock.bind_udp(("", 0), family=family, **options)
     try:
-        sock.set_multicast(
-            loop=False if args.no_multicast_loop else None,
-            ttl=args.multicast_ttl,
-            interface=int(interface) if interface and interface.isdecimal() else interface,
-        )
+        try:
+            sock.set_multicast(
+                loop=False if args.no_multicast_loop else None,
+                ttl=args.multicast_ttl,
+                interface=int(interface) if interface and interface.isdecimal() else interface,
+            )
+        except ValueError as error:
+            raise UsageError(f"--multicast-interface: {error}") from None
         sock.connect((host, port))
     except BaseException:
         sock.close()

@@ -10,6 +10,7 @@ cdef class ReceiveSocket(SingleSocket):
     cdef ListBatch scratch
 
     cdef bint may_be_at_end(self, Py_ssize_t received, Py_ssize_t vlen) noexcept
+    cdef int receive_flags(self, object flags) except? -1
     cdef int check_datagrams(self, str caller) except -1
     cdef ListBatch borrow_scratch(self, Py_ssize_t vlen, Py_ssize_t bufsize, bint addresses)
     cdef Py_ssize_t receive(self, RecvBatch batch, Py_ssize_t vlen, int flags) except -1

@@ -56,12 +56,12 @@ cdef class ReceiveSocket(SingleSocket):
         on EINTR (PEP 475). See recvmmsg(2), udp(7).
         """
         self.check_datagrams("recv_batch")
+        how = self.receive_flags(flags)
         if self.ancillary & GRO and batch.slot_size < GRO_SLOT_SIZE:
             raise ValueError(
                 f"UDP GRO joins datagrams up to {GRO_SLOT_SIZE} bytes, and the batch has slot_size={batch.slot_size}: "
                 f"make it with RecvBatch(vlen, {GRO_SLOT_SIZE})"
             )
-        how = integer(flags)
         batch.acquire()
         try:
             batch.attach(self.ancillary)
@@ -92,11 +92,11 @@ cdef class ReceiveSocket(SingleSocket):
         Holds the GIL while it tries, and releases it to wait. Restarts on EINTR (PEP 475).
         See recvmmsg(2), udp(7).
         """
-        return self.receive_list("recv_many", vlen, bufsize, integer(flags), False)
+        return self.receive_list("recv_many", vlen, bufsize, self.receive_flags(flags), False)
 
     def recvfrom_many(self, Py_ssize_t vlen=64, Py_ssize_t bufsize=65535, flags=0):
         """As ``recv_many``, but a list of ``(bytes, address)``."""
-        return self.receive_list("recvfrom_many", vlen, bufsize, integer(flags), True)
+        return self.receive_list("recvfrom_many", vlen, bufsize, self.receive_flags(flags), True)
 
     cdef Py_ssize_t receive(self, RecvBatch batch, Py_ssize_t vlen, int flags) except -1:
         """Prepare, call, decode; the caller owns the batch."""
@@ -157,7 +157,6 @@ cdef class ReceiveSocket(SingleSocket):
         cdef int chunks = 0
         cdef size_t heap_bytes = 0
         cdef int error = 0
-        cdef int owed = 0               # that is error itself
         cdef uint64_t seen
         cdef ListBatch batch
         cdef list result
@@ -192,7 +191,7 @@ cdef class ReceiveSocket(SingleSocket):
                     self.handle.fd, batch.msgvec, <unsigned int>chunk, flags, chunks % YIELD_EVERY != 0, &error
                 )
                 try:
-                    if error and not (self.handle.drain != NULL and self.absorb_errors(&seen, &owed)):
+                    if error and not (self.handle.drain != NULL and self.absorb_errors(&seen, &error)):
                         self.deferred_recv = error
                     self.take(batch, received, chunk, flags)
                 except OSError as failure:
@@ -240,6 +239,12 @@ cdef class ReceiveSocket(SingleSocket):
     cdef bint may_be_at_end(self, Py_ssize_t received, Py_ssize_t vlen) noexcept:
         """Whether empty datagrams at the end of a receive may be one end-of-file, repeated."""
         return self._type == c.SOCK_SEQPACKET and received == vlen > 1 and sys_is_hung_up(self.handle.fd)
+
+    cdef int receive_flags(self, object flags) except? -1:
+        cdef int how = integer(flags)
+        if how & c.MSG_ERRQUEUE:
+            raise ValueError("MSG_ERRQUEUE gives no datagrams: use recv_errors()")
+        return how
 
     cdef int check_datagrams(self, str caller) except -1:
         if self._type == c.SOCK_STREAM:

@@ -19,7 +19,7 @@ cdef class SendSocket(ReceiveSocket):
     cdef Gather gather
 
     # Segmentation: whether it is wanted, and the largest segment that was not refused.
-    cdef bint gso_wanted
+    cdef readonly bint _gso_wanted
     cdef Py_ssize_t gso_segment_size
 
     # Zero-copy: the kernel's number of the next send.
@@ -38,7 +38,7 @@ cdef class SendSocket(ReceiveSocket):
     cdef void advance(
         self, Gather gather, const Outgoing *out, Py_ssize_t start, Py_ssize_t count, Sending *sending
     ) noexcept
-    cdef int count_refused(self, Sending *sending) except -1
+    cdef int count_refused(self, Sending *sending, int error) except -1
     cdef void remember_refusal(self, int refusal, Py_ssize_t segment_size) noexcept
     cdef Py_ssize_t gather_send(
         self, str caller, tuple payloads, object address, tuple addresses, int flags

@@ -31,7 +31,7 @@ cdef enum:
 
 cdef class SendSocket(ReceiveSocket):
     cdef int adopt(self, int fd, int family, int type, int proto) except -1:
-        self.gso_wanted = True
+        self._gso_wanted = True
         self.gso_segment_size = MAX_PAYLOAD
         self.zerocopy_number = 0
         return ReceiveSocket.adopt(self, fd, family, type, proto)
@@ -173,13 +173,15 @@ cdef class SendSocket(ReceiveSocket):
             next datagram would block or was refused. Calling again with the rest says why.
 
         Raises:
-            ValueError: ``segment_size`` is out of range.
+            ValueError: ``segment_size`` is out of range, or ``flags`` has MSG_MORE.
             OSError, BlockingIOError, TimeoutError: As ``send_many``.
 
         Holds the GIL while it tries, for up to 64 KiB; releases it to wait and for more.
         Restarts on EINTR (PEP 475). See udp(7), UDP_SEGMENT.
         """
         cdef Py_ssize_t numbers = 0
+        if integer(flags) & c.MSG_MORE:
+            raise ValueError("MSG_MORE would append the datagrams to each other")
         return self.send_cut(
             "send_segments", payload, in_range("segment_size", segment_size, 1, 0xFFFF), address,
             self.send_flags(flags), &numbers,
@@ -333,14 +335,14 @@ cdef class SendSocket(ReceiveSocket):
 
     @gso.setter
     def gso(self, bint wanted):
-        self.gso_wanted = wanted
+        self._gso_wanted = wanted
         self.gso_segment_size = MAX_PAYLOAD
 
     cdef int limits(self, Limits *limits) except -1:
         limits.segments = 1
         limits.segment_size = 0
         if (
-            self.gso_wanted and not self.uncut and self._type == c.SOCK_DGRAM
+            self._gso_wanted and not self.uncut and self._type == c.SOCK_DGRAM
             and self._family in (c.AF_INET, c.AF_INET6) and self.proto in (0, c.IPPROTO_UDP)
         ):
             limits.segments = gso_segments()
@@ -394,7 +396,7 @@ cdef class SendSocket(ReceiveSocket):
                     )
                 except OSError:
                     if flags & c.MSG_ZEROCOPY:
-                        self.count_refused(sending)
+                        self.count_refused(sending, error)
                     if gather.segmented[sent] and error in (c.EIO, c.EINVAL, c.EMSGSIZE):
                         refusal = error
                         refused_size = gather.segmented[sent]
@@ -411,7 +413,7 @@ cdef class SendSocket(ReceiveSocket):
                 sent += got
                 if sent < messages:
                     if flags & c.MSG_ZEROCOPY:
-                        self.count_refused(sending)
+                        self.count_refused(sending, 0)
                     # What would block is tried again only where calls wait; what asks for
                     # segmentation may have been refused for that alone.
                     if (self.timeout_ns == 0 or flags & c.MSG_DONTWAIT) and not gather.segmented[sent]:
@@ -442,8 +444,8 @@ cdef class SendSocket(ReceiveSocket):
         sending.moved = True
         c.fastsock_count(&self._sent, datagrams)
 
-    cdef int count_refused(self, Sending *sending) except -1:
-        """Find out whether what was refused just now has used up zero-copy numbers.
+    cdef int count_refused(self, Sending *sending, int error) except -1:
+        """Find out whether what was refused just now, with `error`, has used up zero-copy numbers.
 
         It has where the refusal came when the buffers were attached already, as that of
         segmentation does: then the completion is in the error queue by now, and nobody else
@@ -454,13 +456,15 @@ cdef class SendSocket(ReceiveSocket):
         if self.handle.fd < 0:
             return 0
         self.absorb_errors(&seen, &owed)
+        if owed and owed != error:
+            self.deferred_send = owed
         while (self.zerocopy_number + <uint64_t>sending.numbers) & 0xFFFFFFFF in self.early:
             sending.numbers += 1
         return 0
 
     cdef void remember_refusal(self, int refusal, Py_ssize_t segment_size) noexcept:
         if refusal == c.EIO:
-            self.gso_wanted = False
+            self._gso_wanted = False
         else:
             self.gso_segment_size = min(self.gso_segment_size, segment_size - 1)
         c.fastsock_count(&self._gso_fallbacks, 1)

@@ -410,8 +410,10 @@ cdef class BaseSocket:
         It may when an ICMP error came since `seen` and the socket has no peer of its own: then
         the error is of some earlier datagram, and has nothing to do with the one at hand. By
         the time that the call looks, another thread may have taken the record: so they are
-        counted. With a peer of its own, `error` is what a call would have failed with: the
-        kernel forgets it when the record is taken (net/core/skbuff.c, sock_dequeue_err_skb).
+        counted. `error` is what the call failed with, or 0. With a peer of its own, it becomes
+        what a call would have failed with: the kernel forgets it when the record is taken
+        (net/core/skbuff.c, sock_dequeue_err_skb). A full receive buffer has no room for
+        records: then a refusal is all that is left of one.
         """
         cdef c.sockaddr_storage storage
         cdef c.socklen_t addrlen = sizeof(storage)
@@ -422,7 +424,10 @@ cdef class BaseSocket:
             self.errors += fresh[:room]
             self._errors_discarded += max(0, len(fresh) - room)
         if self.handle.reports == seen[0]:
-            return False
+            if error[0] != c.ECONNREFUSED:
+                return False
+            self._errors_discarded += 1
+            self.reported = c.ECONNREFUSED
         seen[0] = self.handle.reports
         try:
             sys_getpeername(self.handle.fd, <c.sockaddr *>&storage, &addrlen)

@@ -136,7 +136,7 @@ cdef bint resume(Handle *handle, short events, int flags, Waiting *w) except -1:
     call again with MSG_DONTWAIT; raises when the call is over.
     """
     cdef int err = c.errno
-    cdef int owed = 0           # that is err itself
+    cdef int owed = err
     cdef Drain drain
     if is_interrupted(err):
         PyErr_CheckSignals()
@@ -147,14 +147,17 @@ cdef bint resume(Handle *handle, short events, int flags, Waiting *w) except -1:
         open_fd(handle, w)
         return False
     drain = handle.drain
-    if err != c.EAGAIN and drain != NULL and not w.keep_errors and w.drains < MOST_DRAINS:
+    if (
+        err != c.EAGAIN and drain != NULL and not w.keep_errors and w.drains < MOST_DRAINS
+        and not flags & c.MSG_ZEROCOPY      # whose refusals the caller has to count
+    ):
         w.drains += 1
         w.error = err
         if drain(handle.owner, &w.reports, &owed):
             open_fd(handle, w)
             w.error = 0
             return w.blocked
-        c.errno = err
+        err = owed              # an earlier refusal comes first; that of this datagram will come again
     if err != c.EAGAIN or w.timeout_ns == 0 or w.blocked or flags & c.MSG_DONTWAIT:
         w.error = err
         return raise_errno(err)
