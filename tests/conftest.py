@@ -40,6 +40,16 @@ def drain(sock: fastsock.Socket) -> list[bytes]:
     return found
 
 
+def is_held(payload: bytearray) -> bool:
+    """Whether somebody has a buffer of it."""
+    try:
+        payload.append(0)
+    except BufferError:
+        return True
+    payload.pop()
+    return False
+
+
 @pytest.fixture(autouse=True)
 def no_descriptor_leaks() -> Iterator[None]:
     before = open_descriptors()

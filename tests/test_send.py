@@ -7,7 +7,7 @@ import socket
 import threading
 
 import pytest
-from conftest import drain, needs_localhost
+from conftest import drain, is_held, needs_localhost
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -240,15 +240,7 @@ def test_buffers_are_held_during_the_call_only(udp_pair, unix_pair, wait_for):
     blocked = threading.Thread(target=sender.send_many, args=([payload, payload],))
     blocked.start()
 
-    def locked() -> bool:
-        try:
-            payload.append(0)
-        except BufferError:
-            return True
-        payload.pop()
-        return False
-
-    wait_for(locked)
+    wait_for(lambda: is_held(payload))
     while blocked.is_alive():
         receiver.setblocking(False)
         drain(receiver)

@@ -9,7 +9,7 @@ import threading
 import weakref
 
 import pytest
-from conftest import drain, needs_large_buffers
+from conftest import drain, is_held, needs_large_buffers
 from tracing import trace_pair
 
 import fastsock
@@ -29,15 +29,6 @@ def takes_zerocopy() -> bool:
 
 
 pytestmark = pytest.mark.skipif(not takes_zerocopy(), reason="SO_ZEROCOPY for UDP is Linux 5.0")
-
-
-def is_held(payload: bytearray) -> bool:
-    try:
-        payload.append(0)
-    except BufferError:
-        return True
-    payload.pop()
-    return False
 
 
 def completed(sock) -> list[int]:

@@ -25,10 +25,25 @@ cdef struct Limits:
     Py_ssize_t segment_size                 # bytes of each
 
 
-cdef class Gather:
-    """Kernel headers for up to `vlen` datagrams; for one owner at a time."""
+cdef class Buffers:
+    """The caller's buffers as iovecs: what one message is gathered from or scattered to."""
 
     cdef Py_ssize_t vlen                    # room in the arrays
+    cdef c.iovec *iov
+
+    # `held` leading views are filled, which is not one per buffer.
+    cdef Py_buffer *views
+    cdef Py_ssize_t held
+
+    cdef void discard(self) noexcept
+    cdef int reserve(self, Py_ssize_t vlen) except -1
+    cdef int hold(self, tuple buffers, Py_ssize_t start, Py_ssize_t count, int flags) except -1
+    cdef void let_go(self) noexcept
+
+
+cdef class Gather(Buffers):
+    """Kernel headers for up to `vlen` datagrams; for one owner at a time."""
+
     cdef uint64_t busy
 
     # The messages of the last pack: how many entries of Outgoing each holds, and its segment
@@ -41,20 +56,13 @@ cdef class Gather:
     cdef c.iovec *split_iov
     cdef Py_ssize_t split_room
 
-    # The caller's payloads and their peers; `held` leading views are filled, which is not
-    # one per payload.
+    # The caller's payloads and their peers.
     cdef Outgoing out
-    cdef Py_buffer *views
     cdef uint16_t *segment_sizes
-    cdef Py_ssize_t held
 
-    cdef void discard(self) noexcept
-    cdef int reserve(self, Py_ssize_t vlen) except -1
-    cdef int hold(self, tuple buffers, Py_ssize_t start, Py_ssize_t count, int flags) except -1
     cdef void address_none(self) noexcept
     cdef int address_all(self, int family, object address, str caller) except -1
     cdef int address_each(self, tuple addresses, Py_ssize_t start, Py_ssize_t count, int family, str caller) except -1
-    cdef void let_go(self) noexcept
     cdef bint try_acquire(self) noexcept
     cdef void release(self) noexcept
     cdef Py_ssize_t pack(

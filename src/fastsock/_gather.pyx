@@ -19,59 +19,27 @@ cdef enum:
     MESSAGE_CONTROL = CONTROL_ROOM + 64     # and an item of UDP_SEGMENT, which takes 24
 
 
-@cython.final
-cdef class Gather:
+cdef class Buffers:
     def __dealloc__(self):
         self.let_go()
-        self.discard()
-        free(self.split_iov)
-
-    cdef bint try_acquire(self) noexcept:
-        return c.fastsock_flag_acquire(&self.busy, fork_epoch())
-
-    cdef void release(self) noexcept:
-        c.fastsock_flag_release(&self.busy)
+        free(self.iov)
+        free(self.views)
 
     cdef void discard(self) noexcept:
-        free(self.msgvec)
-        free(self.entries)
-        free(self.segmented)
-        free(self.controls)
+        free(self.iov)
         free(self.views)
-        free(self.segment_sizes)
-        free(self.out.iov)
-        free(self.out.names)
-        free(self.out.namelens)
-        self.msgvec = NULL
-        self.entries = NULL
-        self.segmented = NULL
-        self.controls = NULL
+        self.iov = NULL
         self.views = NULL
-        self.segment_sizes = NULL
-        self.out.iov = NULL
-        self.out.names = NULL
-        self.out.namelens = NULL
         self.vlen = 0
 
     cdef int reserve(self, Py_ssize_t vlen) except -1:
-        """Make room for `vlen` datagrams; nothing is held at this time."""
+        """Make room for `vlen` buffers; nothing is held at this time."""
         if vlen <= self.vlen:
             return 0
         self.discard()
-        self.msgvec = <c.mmsghdr *>calloc(vlen, sizeof(c.mmsghdr))
-        self.entries = <int32_t *>calloc(vlen, sizeof(int32_t))
-        self.segmented = <uint16_t *>calloc(vlen, sizeof(uint16_t))
-        self.controls = <char *>calloc(vlen, MESSAGE_CONTROL)
+        self.iov = <c.iovec *>calloc(vlen, sizeof(c.iovec))
         self.views = <Py_buffer *>calloc(vlen, sizeof(Py_buffer))
-        self.segment_sizes = <uint16_t *>calloc(vlen, sizeof(uint16_t))
-        self.out.iov = <c.iovec *>calloc(vlen, sizeof(c.iovec))
-        self.out.names = <c.sockaddr_storage *>calloc(vlen, sizeof(c.sockaddr_storage))
-        self.out.namelens = <c.socklen_t *>calloc(vlen, sizeof(c.socklen_t))
-        if (
-            self.msgvec == NULL or self.entries == NULL or self.segmented == NULL or self.controls == NULL
-            or self.views == NULL or self.segment_sizes == NULL or self.out.iov == NULL or self.out.names == NULL
-            or self.out.namelens == NULL
-        ):
+        if self.iov == NULL or self.views == NULL:
             self.discard()
             raise MemoryError()
         self.vlen = vlen
@@ -84,13 +52,78 @@ cdef class Gather:
             item = <object>PyTuple_GET_ITEM(buffers, start + i)
             if PyBytes_CheckExact(item) and flags == PyBUF_SIMPLE:
                 # The tuple holds it, and nothing can change it: no buffer need be taken.
-                self.out.iov[i].iov_base = PyBytes_AS_STRING(item)
-                self.out.iov[i].iov_len = <size_t>PyBytes_GET_SIZE(item)
+                self.iov[i].iov_base = PyBytes_AS_STRING(item)
+                self.iov[i].iov_len = <size_t>PyBytes_GET_SIZE(item)
             else:
                 PyObject_GetBuffer(item, &self.views[self.held], flags)
-                self.out.iov[i].iov_base = self.views[self.held].buf
-                self.out.iov[i].iov_len = <size_t>self.views[self.held].len
+                self.iov[i].iov_base = self.views[self.held].buf
+                self.iov[i].iov_len = <size_t>self.views[self.held].len
                 self.held += 1
+        return 0
+
+    cdef void let_go(self) noexcept:
+        """Release the buffers, after the call that used them."""
+        cdef Py_ssize_t i
+        for i in range(self.held):
+            PyBuffer_Release(&self.views[i])
+        self.held = 0
+
+
+@cython.final
+cdef class Gather(Buffers):
+    def __dealloc__(self):
+        free(self.msgvec)
+        free(self.entries)
+        free(self.segmented)
+        free(self.controls)
+        free(self.segment_sizes)
+        free(self.out.names)
+        free(self.out.namelens)
+        free(self.split_iov)
+
+    cdef bint try_acquire(self) noexcept:
+        return c.fastsock_flag_acquire(&self.busy, fork_epoch())
+
+    cdef void release(self) noexcept:
+        c.fastsock_flag_release(&self.busy)
+
+    cdef void discard(self) noexcept:
+        Buffers.discard(self)
+        free(self.msgvec)
+        free(self.entries)
+        free(self.segmented)
+        free(self.controls)
+        free(self.segment_sizes)
+        free(self.out.names)
+        free(self.out.namelens)
+        self.msgvec = NULL
+        self.entries = NULL
+        self.segmented = NULL
+        self.controls = NULL
+        self.segment_sizes = NULL
+        self.out.iov = NULL
+        self.out.names = NULL
+        self.out.namelens = NULL
+
+    cdef int reserve(self, Py_ssize_t vlen) except -1:
+        """Make room for `vlen` datagrams; nothing is held at this time."""
+        if vlen <= self.vlen:
+            return 0
+        Buffers.reserve(self, vlen)
+        self.msgvec = <c.mmsghdr *>calloc(vlen, sizeof(c.mmsghdr))
+        self.entries = <int32_t *>calloc(vlen, sizeof(int32_t))
+        self.segmented = <uint16_t *>calloc(vlen, sizeof(uint16_t))
+        self.controls = <char *>calloc(vlen, MESSAGE_CONTROL)
+        self.segment_sizes = <uint16_t *>calloc(vlen, sizeof(uint16_t))
+        self.out.iov = self.iov
+        self.out.names = <c.sockaddr_storage *>calloc(vlen, sizeof(c.sockaddr_storage))
+        self.out.namelens = <c.socklen_t *>calloc(vlen, sizeof(c.socklen_t))
+        if (
+            self.msgvec == NULL or self.entries == NULL or self.segmented == NULL or self.controls == NULL
+            or self.segment_sizes == NULL or self.out.names == NULL or self.out.namelens == NULL
+        ):
+            self.discard()
+            raise MemoryError()
         return 0
 
     cdef void address_none(self) noexcept:
@@ -112,13 +145,6 @@ cdef class Gather:
             encode_address(family, addresses[start + i], caller, &self.out.names[i], &self.out.namelens[i])
         return 0
 
-    cdef void let_go(self) noexcept:
-        """Release the buffers, after the call that used them."""
-        cdef Py_ssize_t i
-        for i in range(self.held):
-            PyBuffer_Release(&self.views[i])
-        self.held = 0
-
     # --- packing ---------------------------------------------------------------------------
 
     cdef Py_ssize_t pack(
@@ -131,7 +157,7 @@ cdef class Gather:
         """
         cdef Py_ssize_t i = start
         cdef Py_ssize_t messages = 0
-        cdef Py_ssize_t run, peer
+        cdef Py_ssize_t run
         cdef size_t controllen
         cdef uint16_t segment_size
         cdef char *control
@@ -157,13 +183,7 @@ cdef class Gather:
             hdr = &self.msgvec[messages].msg_hdr
             hdr.msg_iov = &out.iov[i]
             hdr.msg_iovlen = <size_t>run
-            peer = 0 if out.one_peer else i
-            if out.names == NULL or out.namelens[peer] == 0:
-                hdr.msg_name = NULL
-                hdr.msg_namelen = 0
-            else:
-                hdr.msg_name = &out.names[peer]
-                hdr.msg_namelen = out.namelens[peer]
+            address(hdr, out, i)
             hdr.msg_control = NULL
             hdr.msg_controllen = 0
             if segment_size or out.controls != NULL:
@@ -190,7 +210,6 @@ cdef class Gather:
         cdef Py_ssize_t segment_size = out.segment_sizes[index]
         cdef Py_ssize_t count = min(segments_of(out, index) - done, min(self.vlen, <Py_ssize_t>SENDMMSG_MAX))
         cdef Py_ssize_t whole = <Py_ssize_t>out.iov[index].iov_len
-        cdef Py_ssize_t peer = 0 if out.one_peer else index
         cdef Py_ssize_t i, at
         cdef c.msghdr *hdr
         if self.split_room < count:
@@ -207,11 +226,7 @@ cdef class Gather:
             hdr = &self.msgvec[i].msg_hdr
             hdr.msg_iov = &self.split_iov[i]
             hdr.msg_iovlen = 1
-            hdr.msg_name = NULL
-            hdr.msg_namelen = 0
-            if out.names != NULL and out.namelens[peer]:
-                hdr.msg_name = &out.names[peer]
-                hdr.msg_namelen = out.namelens[peer]
+            address(hdr, out, index)
             hdr.msg_control = NULL
             hdr.msg_controllen = 0
             if out.controls != NULL and out.controllens[index]:
@@ -221,6 +236,17 @@ cdef class Gather:
             self.segmented[i] = 0
         self.splitting = True
         return count
+
+
+cdef inline void address(c.msghdr *hdr, const Outgoing *out, Py_ssize_t index) noexcept nogil:
+    """Name the peer of one datagram; nobody on a connected socket."""
+    cdef Py_ssize_t peer = 0 if out.one_peer else index
+    if out.names == NULL or out.namelens[peer] == 0:
+        hdr.msg_name = NULL
+        hdr.msg_namelen = 0
+    else:
+        hdr.msg_name = &out.names[peer]
+        hdr.msg_namelen = out.namelens[peer]
 
 
 cdef Py_ssize_t segments_of(const Outgoing *out, Py_ssize_t index) noexcept nogil:

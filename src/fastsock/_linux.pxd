@@ -55,7 +55,6 @@ cdef extern from "<errno.h>" nogil:
         ENODEV
         ENETDOWN
         ENETUNREACH
-        ENOBUFS
         ENOPROTOOPT
         EOPNOTSUPP
 

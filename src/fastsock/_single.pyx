@@ -12,7 +12,7 @@ from libc.string cimport memset
 from fastsock cimport _linux as c
 from fastsock._cmsg cimport control_size, decode_control, encode_control
 from fastsock._errqueue cimport decode_error
-from fastsock._gather cimport Gather
+from fastsock._gather cimport Buffers
 from fastsock._sockaddr cimport decode_address, encode_address
 from fastsock._socket cimport BaseSocket, integer
 from fastsock._sys cimport Handle, monotonic_ns, sys_recvfrom, sys_recvmsg, sys_sendmsg, sys_sendto
@@ -115,25 +115,25 @@ cdef class SingleSocket(BaseSocket):
         """As ``recvmsg``, into writable ``buffers`` one after the other; the size comes first."""
         cdef c.sockaddr_storage storage
         cdef c.msghdr msg
-        cdef Gather gather
+        cdef Buffers held
         cdef tuple targets = tuple(buffers)
         if not 0 <= ancbufsize <= 0x7FFFFFFF:
             raise ValueError("invalid ancillary data buffer length")
         self.raise_deferred(&self.deferred_recv)
         memset(&msg, 0, sizeof(msg))
-        gather = Gather()
-        gather.reserve(max(1, len(targets)))
+        held = Buffers()
+        held.reserve(max(1, len(targets)))
         msg.msg_control = malloc(<size_t>ancbufsize) if ancbufsize else NULL
         try:
             if ancbufsize and msg.msg_control == NULL:
                 raise MemoryError()
             try:
-                gather.hold(targets, 0, len(targets), PyBUF_WRITABLE)
+                held.hold(targets, 0, len(targets), PyBUF_WRITABLE)
             except BufferError as error:
                 raise TypeError(f"recvmsg_into() needs read-write bytes-like objects: {error}") from None
             msg.msg_name = &storage
             msg.msg_namelen = sizeof(storage)
-            msg.msg_iov = gather.out.iov
+            msg.msg_iov = held.iov
             msg.msg_iovlen = <size_t>len(targets)
             msg.msg_controllen = <size_t>ancbufsize
             size = sys_recvmsg(&self.handle, &msg, integer(flags), self.timeout_ns)
@@ -144,7 +144,7 @@ cdef class SingleSocket(BaseSocket):
                     self.note_record(record)
             return size, decode_control(&msg), msg.msg_flags, decode_address(&storage, msg.msg_namelen)
         finally:
-            gather.let_go()
+            held.let_go()
             free(msg.msg_control)
 
     def send(self, data, flags=0):
@@ -237,7 +237,7 @@ cdef class SingleSocket(BaseSocket):
         cdef tuple payloads = tuple(buffers)
         cdef list items = control_items(ancdata)
         cdef size_t controllen = control_size(items)
-        cdef Gather gather
+        cdef Buffers held
         cdef int error = 0
         self.raise_deferred(&self.deferred_send)
         memset(&msg, 0, sizeof(msg))
@@ -247,8 +247,8 @@ cdef class SingleSocket(BaseSocket):
             PySys_Audit("socket.sendmsg", "OO", <PyObject *>self, <PyObject *>address)
         else:
             PySys_Audit("socket.sendmsg", "OO", <PyObject *>self, <PyObject *>None)
-        gather = Gather()
-        gather.reserve(max(1, len(payloads)))
+        held = Buffers()
+        held.reserve(max(1, len(payloads)))
         if controllen:
             msg.msg_control = malloc(controllen)
         try:
@@ -257,14 +257,14 @@ cdef class SingleSocket(BaseSocket):
                     raise MemoryError()
                 msg.msg_controllen = controllen
                 encode_control(items, &msg)
-            gather.hold(payloads, 0, len(payloads), PyBUF_SIMPLE)
-            msg.msg_iov = gather.out.iov
+            held.hold(payloads, 0, len(payloads), PyBUF_SIMPLE)
+            msg.msg_iov = held.iov
             msg.msg_iovlen = <size_t>len(payloads)
             size = sys_sendmsg(&self.handle, &msg, self.single_flags(flags), self.timeout_ns, &error)
             c.fastsock_count(&self._sent, 1)
             return size
         finally:
-            gather.let_go()
+            held.let_go()
             free(msg.msg_control)
 
     cdef int single_flags(self, object flags) except? -1:
