@@ -6,6 +6,8 @@ while True:
         ...
 """
 
+from fastsock import _reduction as _reduction
+from fastsock import socket as socket
 from fastsock._errqueue import ErrorRecord
 from fastsock._limits import Limit
 from fastsock._probe import Capability, Probe, probe

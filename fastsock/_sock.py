@@ -6,14 +6,21 @@ modules, _multicast, _steering and the standard library's socket, for its enumer
 
 from __future__ import annotations
 
+import errno
 import os
 import socket as _stdlib
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from fastsock import _multicast, _steering
 from fastsock._send import SendSocket
+
+# Kept from the start: a program may put our class in its place (`socket.socket = fastsock.Socket`).
+StandardSocket = _stdlib.socket
+Made = TypeVar("Made", bound=Any)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +46,11 @@ class SocketStats:
 
 
 class Socket(SendSocket):
-    """A socket with the methods of ``socket.socket``, and whole batches in one system call.
+    """A socket with the methods and attributes of ``socket.socket``, and whole batches in one system call.
 
     Args:
-        family: AF_INET (the default), AF_INET6 or AF_UNIX.
+        family: AF_INET (the default), AF_INET6 or AF_UNIX. With others every call works that takes or
+            returns no address; ``to_stdlib`` gives a socket that knows their addresses.
         type: SOCK_STREAM by default, as in the standard library; SOCK_DGRAM for UDP.
         proto: 0 by default.
         fileno: Take over this descriptor; what is left -1 is asked of the kernel.
@@ -51,6 +59,8 @@ class Socket(SendSocket):
         OSError: As socket(2); EBADF or ENOTSOCK for a bad ``fileno``.
 
     Any number of threads may use one socket. See ``bind_udp`` for the usual way to one.
+
+    It is no ``socket.socket``: where a library insists on that, ``to_stdlib`` makes one.
     """
 
     __module__ = "fastsock"
@@ -65,18 +75,7 @@ class Socket(SendSocket):
         self.close()
 
     def __repr__(self) -> str:
-        parts = [f"fd={self.fileno()}", f"family={self.family!s}", f"type={self.type!s}", f"proto={self.proto}"]
-        if self.fileno() < 0:
-            parts.append("[closed]")
-        else:
-            for name, ask in (("laddr", self.getsockname), ("raddr", self.getpeername)):
-                try:
-                    address = ask()
-                except OSError:
-                    continue
-                if address:
-                    parts.append(f"{name}={address!r}")
-        return f"<{type(self).__module__}.{type(self).__qualname__} {', '.join(parts)}>"
+        return StandardSocket.__repr__(self)  # type: ignore[arg-type]
 
     def __reduce__(self) -> Any:
         raise TypeError(f"cannot pickle {type(self).__name__!r} object")
@@ -124,6 +123,38 @@ class Socket(SendSocket):
             zerocopy_pending=self.zerocopy_pending,
         )
 
+    # --- beside the standard library ----------------------------------------------------------
+
+    @classmethod
+    def from_stdlib(cls, sock: _stdlib.socket) -> Self:
+        """Move the descriptor of a ``socket.socket`` into a new socket, with its time-out.
+
+        ``sock`` is closed then, as after ``detach``; it stays as it was where this raises.
+
+        Raises:
+            TypeError: It is no ``socket.socket``, or one with TLS, whose state cannot be moved.
+            OSError: It is closed (EBADF).
+        """
+        ssl = sys.modules.get("ssl")
+        if not isinstance(sock, StandardSocket) or (ssl is not None and isinstance(sock, ssl.SSLSocket)):
+            raise TypeError(f"from_stdlib() takes a socket.socket, not {type(sock).__name__}")
+        return move(sock, cls)
+
+    def to_stdlib(self) -> _stdlib.socket:
+        """Move the descriptor into a new ``socket.socket``, with the time-out; this socket is closed then.
+
+        For libraries that insist on one, as ``trio.socket.from_stdlib_socket``. Options stay
+        with the descriptor; datagrams that GRO joined would come out as one there.
+
+        Raises:
+            OSError: It is closed (EBADF).
+            BufferError: The kernel may still read buffers of ``send_zerocopy``: ``recv_errors``
+                releases them.
+        """
+        if self.zerocopy_pending:
+            raise BufferError(f"{self.zerocopy_pending} sends of send_zerocopy() are not done: see recv_errors()")
+        return move(self, StandardSocket)
+
     def dup(self) -> Self:
         """Return a socket on a duplicate, non-inheritable descriptor. See dup(2)."""
         fd = os.dup(self.fileno())
@@ -143,6 +174,58 @@ class Socket(SendSocket):
     def set_inheritable(self, inheritable: bool) -> None:
         """Let child processes inherit the descriptor, or not."""
         os.set_inheritable(self.fileno(), inheritable)
+
+    # --- streams --------------------------------------------------------------------------------
+
+    def accept(self) -> tuple[Socket, Any]:
+        """Wait for a connection; returns its socket, which waits without end, and the peer's address.
+
+        Raises:
+            BlockingIOError: No connection was waiting, and the socket does not wait (EAGAIN).
+            TimeoutError: None came in time.
+            OSError: EINVAL before ``listen``; EMFILE, ENFILE, ENOBUFS or ENOMEM when something ran
+                out: the connection stays queued, and the socket readable. See accept4(2).
+        """
+        fd, address = self._accept()
+        try:
+            return Socket(self._family, self._type, self.proto, fileno=fd), address
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def makefile(
+        self,
+        mode: str = "r",
+        buffering: int | None = None,
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> Any:
+        """Return a file over the socket, with the arguments of ``open``; modes are r, w, rw and b.
+
+        The descriptor is closed when both the socket and every such file are.
+        """
+        return StandardSocket.makefile(  # type: ignore[call-overload]
+            self, mode, buffering, encoding=encoding, errors=errors, newline=newline
+        )
+
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        """Send a file opened in binary mode, or ``count`` bytes of it from ``offset`` on; returns the bytes sent.
+
+        By sendfile(2), within the kernel, where the file is a regular one; else by ``send``.
+
+        Raises:
+            ValueError: The socket is no stream or never waits, or the file is not in binary mode.
+            TimeoutError: The peer did not read in time.
+        """
+        return StandardSocket.sendfile(self, file, offset, count)  # type: ignore[arg-type]
+
+    # What the two above call on the socket.
+    _check_sendfile_params = StandardSocket._check_sendfile_params  # type: ignore[attr-defined]
+    _decref_socketios = StandardSocket._decref_socketios  # type: ignore[attr-defined]
+    _sendfile_use_send = StandardSocket._sendfile_use_send  # type: ignore[attr-defined]
+    _sendfile_use_sendfile = StandardSocket._sendfile_use_sendfile  # type: ignore[attr-defined]
 
     # --- multicast --------------------------------------------------------------------------
 
@@ -224,3 +307,17 @@ class Socket(SendSocket):
         that joined gets every datagram. See SO_ATTACH_REUSEPORT_CBPF in socket(7).
         """
         _steering.steer(self, how, size)
+
+
+def move(sock: Any, cls: Callable[..., Made]) -> Made:
+    """The descriptor and time-out of `sock` in a socket of another class; `sock` is closed then."""
+    if sock.fileno() < 0:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    made = cls(sock.family, sock.type, sock.proto, fileno=sock.fileno())
+    try:
+        made.settimeout(sock.gettimeout())
+    except BaseException:
+        made.detach()
+        raise
+    sock.detach()
+    return made

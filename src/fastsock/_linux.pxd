@@ -84,6 +84,7 @@ cdef extern from "<sys/socket.h>" nogil:
         SOCK_NONBLOCK
         SOCK_CLOEXEC
         SOL_SOCKET
+        SOMAXCONN
         SO_ERROR
         SO_PROTOCOL
         SO_RCVBUFFORCE
@@ -129,6 +130,8 @@ cdef extern from "<sys/socket.h>" nogil:
     int socket(int family, int type, int protocol)
     int bind(int fd, const sockaddr *addr, socklen_t addrlen)
     int connect(int fd, const sockaddr *addr, socklen_t addrlen)
+    int listen(int fd, int backlog)
+    int accept4(int fd, sockaddr *addr, socklen_t *addrlen, int flags)
     int shutdown(int fd, int how)
     int getsockname(int fd, sockaddr *addr, socklen_t *addrlen)
     int getpeername(int fd, sockaddr *addr, socklen_t *addrlen)

@@ -11,6 +11,10 @@ cdef class BaseSocket:
     cdef readonly int _type
     cdef readonly int proto
 
+    # Files of makefile that are open: the descriptor is closed behind the last of them.
+    cdef public int _io_refs
+    cdef readonly bint _closed
+
     # How calls wait: -1 in the kernel, 0 not at all, else nanoseconds.
     cdef int64_t timeout_ns
 
@@ -44,6 +48,7 @@ cdef class BaseSocket:
 
     cdef int open(self, int family, int type, int proto, object fileno) except -1
     cdef int adopt(self, int fd, int family, int type, int proto) except -1
+    cdef int release(self) except -1
     cdef int learn_options(self, int level=*, int name=*, int taken=*) except -1
     cdef list read_errors(self)
     cdef int unpin(self, object ids) except -1

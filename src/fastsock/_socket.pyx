@@ -16,8 +16,8 @@ from fastsock._cmsg cimport DROP_COUNTER, GRO, HARDWARE_TIMESTAMPS, PKTINFO, TIM
 from fastsock._errqueue cimport ERROR_CONTROL, QUOTED_BYTES, decode_error
 from fastsock._sockaddr cimport decode_address, encode_address
 from fastsock._sys cimport (
-    Drain, raise_errno, sys_bind, sys_close, sys_connect, sys_getpeername, sys_getsockname, sys_getsockopt,
-    sys_recv_error, sys_set_nonblocking, sys_setsockopt, sys_shutdown, sys_socket,
+    Drain, raise_errno, sys_accept, sys_bind, sys_close, sys_connect, sys_getpeername, sys_getsockname,
+    sys_getsockopt, sys_listen, sys_recv_error, sys_set_nonblocking, sys_setsockopt, sys_shutdown, sys_socket,
 )
 
 import math
@@ -121,7 +121,7 @@ cdef class BaseSocket:
             try:
                 PyErr_ResourceWarning(self, 1, "unclosed %R", <PyObject *>self)
             finally:
-                self.close()
+                self.release()
 
     # --- the descriptor ---------------------------------------------------------------------
 
@@ -131,15 +131,25 @@ cdef class BaseSocket:
 
     def detach(self):
         """Give the file descriptor away and mark the socket closed, without closing it."""
+        self._closed = True
         return c.fastsock_exchange(&self.handle.fd, -1)
 
     def close(self):
-        """Close the socket; closing it again does nothing. See close(2)."""
+        """Close the socket; closing it again does nothing. See close(2).
+
+        While a file of ``makefile`` is open the descriptor stays, until that is closed too.
+        """
+        self._closed = True
+        if self._io_refs <= 0:
+            self.release()
+
+    cdef int release(self) except -1:
         cdef int fd = c.fastsock_exchange(&self.handle.fd, -1)
         with cython.critical_section(self):
             self.pins = {}
         if fd >= 0:
             sys_close(fd)
+        return 0
 
     # --- how calls wait -----------------------------------------------------------------------
 
@@ -177,7 +187,7 @@ cdef class BaseSocket:
         """Return False where calls never wait."""
         return self.timeout_ns != 0
 
-    # --- addresses -------------------------------------------------------------------------------
+    # --- addresses and connections --------------------------------------------------------------
 
     def bind(self, address):
         """Bind to ``address``. Raises OSError, as EADDRINUSE. See bind(2)."""
@@ -187,8 +197,35 @@ cdef class BaseSocket:
         PySys_Audit("socket.bind", "OO", <PyObject *>self, <PyObject *>address)
         sys_bind(self.handle.fd, <c.sockaddr *>&storage, addrlen)
 
+    def listen(self, backlog=None, /):
+        """Take connections from now on, and queue up to ``backlog`` of them for ``accept``.
+
+        128 by default; the kernel cuts it to ``net.core.somaxconn``. See listen(2).
+        """
+        sys_listen(self.handle.fd, min(c.SOMAXCONN, 128) if backlog is None else max(0, integer(backlog)))
+
+    def _accept(self):
+        """Wait for a connection, and return ``(fd, address)``. See accept4(2)."""
+        cdef c.sockaddr_storage storage
+        cdef c.socklen_t addrlen = sizeof(storage)
+        cdef int fd = sys_accept(&self.handle, <c.sockaddr *>&storage, &addrlen, self.timeout_ns)
+        try:
+            return fd, decode_address(&storage, addrlen)
+        except BaseException:
+            sys_close(fd)
+            raise
+
     def connect(self, address):
-        """Set the peer of ``send`` and the only one ``recv`` hears. See connect(2)."""
+        """Connect to ``address``; see connect(2).
+
+        On a datagram socket nothing is sent: it sets the peer of ``send``, and the only one
+        that ``recv`` hears.
+
+        Raises:
+            ConnectionRefusedError: Nobody listens there (ECONNREFUSED).
+            TimeoutError: No answer came in time; the attempt goes on in the kernel.
+            BlockingIOError: The attempt of a non-blocking socket has begun (EINPROGRESS).
+        """
         cdef c.sockaddr_storage storage
         cdef c.socklen_t addrlen = 0
         cdef int error = 0

@@ -34,6 +34,8 @@ cdef int sys_bind(int fd, const c.sockaddr *addr, c.socklen_t addrlen) except -1
 cdef int sys_connect(
     Handle *handle, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns, int *error
 ) except -1
+cdef int sys_listen(int fd, int backlog) except -1
+cdef int sys_accept(Handle *handle, c.sockaddr *addr, c.socklen_t *addrlen, int64_t timeout_ns) except -1
 cdef int sys_shutdown(int fd, int how) except -1
 cdef int sys_getsockname(int fd, c.sockaddr *addr, c.socklen_t *addrlen) except -1
 cdef int sys_getpeername(int fd, c.sockaddr *addr, c.socklen_t *addrlen) except -1

@@ -238,6 +238,36 @@ cdef int sys_connect(
     return 0
 
 
+cdef int sys_listen(int fd, int backlog) except -1:
+    cdef int rc, err
+    with nogil:
+        rc = c.listen(fd, backlog)
+        err = c.errno
+    return rc if rc == 0 else raise_errno(err)
+
+
+cdef int sys_accept(Handle *handle, c.sockaddr *addr, c.socklen_t *addrlen, int64_t timeout_ns) except -1:
+    """There is no MSG_DONTWAIT for it: a blocking socket waits in the kernel from the start."""
+    cdef int rc, err, at
+    cdef c.socklen_t room = addrlen[0]
+    cdef bint block = timeout_ns < 0
+    cdef Waiting w = waiting(handle, timeout_ns, 0)
+    w.blocked = block
+    while True:
+        addrlen[0] = room
+        at = handle.fd
+        if block:
+            with nogil:
+                rc = c.accept4(at, addr, addrlen, c.SOCK_CLOEXEC)
+                err = c.errno
+            c.errno = err
+        else:
+            rc = c.accept4(at, addr, addrlen, c.SOCK_CLOEXEC)
+        if rc >= 0:
+            return rc
+        resume(handle, c.POLLIN, 0, &w)
+
+
 cdef int sys_shutdown(int fd, int how) except -1:
     cdef int rc, err
     with nogil:
