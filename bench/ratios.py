@@ -55,6 +55,7 @@ TARGETS = [
     Target("receive 64 B", "Socket.recv", "socket.recv", 1.15),
     Target("receive 64 B", "Socket.recv", "C recv", None),
     Target("receive 64 B", "Socket.recvfrom", "socket.recvfrom", 1.15),
+    Target("receive 64 B", "Socket.recv_into", "socket.recv_into", 1.15),
     Target("receive 1400 B", "recv_batch", "C recvmmsg", within(5)),
     Target("receive 1400 B", "recv_many(64)", "socket.recv", 1.5),
     Target("receive 1400 B", "recv_many(64)", "C recvmmsg", None),
@@ -80,7 +81,7 @@ TARGETS = [
     Target("send 64 B", "send_many, gso off", "socket.sendto", None),
     Target("send 64 B", "sendto_many, gso off", "socket.sendto", None),
     Target("send 64 B", "Socket.send", "socket.send", 1.15),
-    Target("send 64 B", "Socket.sendto", "socket.sendto", None),
+    Target("send 64 B", "Socket.sendto", "socket.sendto", 1.15),
     Target("send 64 B", "C sendmmsg", "socket.sendto", None),
     # As they are by default: GSO is on, into a receiver for which the kernel splits again.
     Target("send 64 B", "send_many", "socket.sendto", 1.5),

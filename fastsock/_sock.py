@@ -75,7 +75,7 @@ class Socket(SendSocket):
         self.close()
 
     def __repr__(self) -> str:
-        return StandardSocket.__repr__(self)  # type: ignore[arg-type]
+        return StandardSocket.__repr__(self)
 
     def __reduce__(self) -> Any:
         raise TypeError(f"cannot pickle {type(self).__name__!r} object")

@@ -28,7 +28,7 @@ cdef enum:
 
 
 cdef class SingleSocket(BaseSocket):
-    def recv(self, Py_ssize_t bufsize, flags=0):
+    def recv(self, Py_ssize_t bufsize, flags=0, /):
         """Receive one datagram of up to ``bufsize`` bytes, as bytes. See recv(2).
 
         Raises:
@@ -44,10 +44,10 @@ cdef class SingleSocket(BaseSocket):
         if bufsize == 0:
             return b""
         payload = receive_bytes(&self.handle, bufsize, how, NULL, NULL, self.timeout_ns)
-        self.count_received(how)
+        count_received(self, how)
         return payload
 
-    def recvfrom(self, Py_ssize_t bufsize, flags=0):
+    def recvfrom(self, Py_ssize_t bufsize, flags=0, /):
         """Receive one datagram as ``(bytes, address)``. Raises as ``recv``. See recvfrom(2)."""
         cdef c.sockaddr_storage storage
         cdef c.socklen_t addrlen = sizeof(storage)
@@ -57,7 +57,7 @@ cdef class SingleSocket(BaseSocket):
         self.refuse_joined("recvfrom")
         self.raise_deferred(&self.deferred_recv)
         payload = receive_bytes(&self.handle, bufsize, how, <c.sockaddr *>&storage, &addrlen, self.timeout_ns)
-        self.count_received(how)
+        count_received(self, how)
         return payload, decode_address(&storage, addrlen)
 
     def recv_into(self, buffer, Py_ssize_t nbytes=0, flags=0):
@@ -75,7 +75,7 @@ cdef class SingleSocket(BaseSocket):
             if size == 0:
                 return 0
             got = sys_recvfrom(&self.handle, view.buf, size, integer(flags), NULL, NULL, self.timeout_ns)
-            self.count_received(integer(flags))
+            count_received(self, integer(flags))
             return got
         finally:
             PyBuffer_Release(&view)
@@ -93,7 +93,7 @@ cdef class SingleSocket(BaseSocket):
             got = sys_recvfrom(
                 &self.handle, view.buf, size, integer(flags), <c.sockaddr *>&storage, &addrlen, self.timeout_ns
             )
-            self.count_received(integer(flags))
+            count_received(self, integer(flags))
             return got, decode_address(&storage, addrlen)
         finally:
             PyBuffer_Release(&view)
@@ -137,7 +137,7 @@ cdef class SingleSocket(BaseSocket):
             msg.msg_iovlen = <size_t>len(targets)
             msg.msg_controllen = <size_t>ancbufsize
             size = sys_recvmsg(&self.handle, &msg, integer(flags), self.timeout_ns)
-            self.count_received(integer(flags))
+            count_received(self, integer(flags))
             if integer(flags) & c.MSG_ERRQUEUE:
                 record = decode_error(&msg, NULL, 0)
                 if record is not None:
@@ -147,7 +147,7 @@ cdef class SingleSocket(BaseSocket):
             held.let_go()
             free(msg.msg_control)
 
-    def send(self, data, flags=0):
+    def send(self, data, flags=0, /):
         """Send one datagram to the connected peer; returns its size. See send(2).
 
         Raises:
@@ -156,7 +156,7 @@ cdef class SingleSocket(BaseSocket):
         """
         cdef Py_buffer view
         cdef ssize_t size
-        cdef int how = self.single_flags(flags)
+        cdef int how = send_flags(self, flags)
         self.raise_deferred(&self.deferred_send)
         if PyBytes_CheckExact(data):
             # The caller holds it, and nothing can change it: no buffer need be taken.
@@ -174,13 +174,13 @@ cdef class SingleSocket(BaseSocket):
         finally:
             PyBuffer_Release(&view)
 
-    def sendall(self, data, flags=0):
+    def sendall(self, data, flags=0, /):
         """Send all of ``data``: on a datagram socket, as ``send``. Returns None."""
         cdef Py_buffer view
         cdef Py_ssize_t done = 0
         cdef int64_t deadline = monotonic_ns() + self.timeout_ns
         cdef int64_t left = self.timeout_ns
-        cdef int how = self.single_flags(flags)
+        cdef int how = send_flags(self, flags)
         self.raise_deferred(&self.deferred_send)
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
@@ -212,7 +212,7 @@ cdef class SingleSocket(BaseSocket):
         if address is MISSING:
             address = flags_or_address
         else:
-            flags = self.single_flags(flags_or_address)
+            flags = send_flags(self, flags_or_address)
         self.raise_deferred(&self.deferred_send)
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
@@ -260,26 +260,28 @@ cdef class SingleSocket(BaseSocket):
             held.hold(payloads, 0, len(payloads), PyBUF_SIMPLE)
             msg.msg_iov = held.iov
             msg.msg_iovlen = <size_t>len(payloads)
-            size = sys_sendmsg(&self.handle, &msg, self.single_flags(flags), self.timeout_ns, &error)
+            size = sys_sendmsg(&self.handle, &msg, send_flags(self, flags), self.timeout_ns, &error)
             c.fastsock_count(&self._sent, 1)
             return size
         finally:
             held.let_go()
             free(msg.msg_control)
 
-    cdef int single_flags(self, object flags) except? -1:
-        """Flags of a send; MSG_ZEROCOPY not beside send_zerocopy, whose count it would upset."""
-        cdef int how = integer(flags)
-        if how & c.MSG_ZEROCOPY and self.zerocopy_epoch:
-            raise ValueError("MSG_ZEROCOPY after send_zerocopy() would mix up which buffers the kernel still reads")
-        return how
-
-    cdef void count_received(self, int flags) noexcept:
-        if not flags & (c.MSG_PEEK | c.MSG_ERRQUEUE):
-            c.fastsock_count(&self._received, 1)
-
 
 # --- helpers ---------------------------------------------------------------------------------------------
+
+cdef inline int send_flags(SingleSocket sock, object flags) except? -1:
+    """Flags of a send; MSG_ZEROCOPY not beside send_zerocopy, whose count it would upset."""
+    cdef int how = integer(flags)
+    if how & c.MSG_ZEROCOPY and sock.zerocopy_epoch:
+        raise ValueError("MSG_ZEROCOPY after send_zerocopy() would mix up which buffers the kernel still reads")
+    return how
+
+
+cdef inline void count_received(SingleSocket sock, int flags) noexcept:
+    if not flags & (c.MSG_PEEK | c.MSG_ERRQUEUE):
+        c.fastsock_count(&sock._received, 1)
+
 
 cdef int get_writable(object buffer, Py_buffer *view) except -1:
     try:

@@ -16,6 +16,7 @@ from fastsock cimport _linux as c
 from fastsock._cmsg cimport Host
 
 cdef extern from "Python.h":
+    bint PyUnicode_IS_ASCII(object text)
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
     long PyLong_AsLongAndOverflow(object value, int *overflow) except? -1
     object PyUnicode_DecodeFSDefaultAndSize(const char *text, Py_ssize_t size)
@@ -61,7 +62,7 @@ cdef bint is_numeric(int family, object host, void *binary) except -1:
     """Whether `host` is an address in digits, which is then written to `binary`."""
     cdef Py_ssize_t size
     cdef const char *text
-    if not isinstance(host, str) or not (<str>host).isascii():
+    if not isinstance(host, str) or not PyUnicode_IS_ASCII(host):
         return False
     text = PyUnicode_AsUTF8AndSize(host, &size)
     return strlen(text) == <size_t>size and c.inet_pton(family, text, binary) == 1

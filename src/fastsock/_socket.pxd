@@ -1,5 +1,7 @@
 # The descriptor, its options, its time-out and its error queue.
 
+from cpython.long cimport PyLong_Check
+from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from fastsock._sys cimport Handle
 
@@ -55,7 +57,13 @@ cdef class BaseSocket:
     cdef int note_record(self, object record) except -1
     cdef bint absorb_errors(self, uint64_t *seen, int *error) except -1
     cdef int refuse_joined(self, str caller) except -1
-    cdef int raise_deferred(self, int *deferred) except -1
+    cdef int raise_kept(self, int *deferred) except -1
+
+    cdef inline int raise_deferred(self, int *deferred) except -1:
+        """Raise the failure that an earlier call kept because it had made progress."""
+        return self.raise_kept(deferred) if deferred[0] else 0
 
 
-cdef int integer(object value) except? -1
+cdef inline int integer(object value) except? -1:
+    """A C int from what has __index__: a float is a TypeError, as in the socket module."""
+    return value if PyLong_Check(value) else PyNumber_Index(value)

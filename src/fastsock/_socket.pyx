@@ -490,24 +490,13 @@ cdef class BaseSocket:
             )
         return 0
 
-    cdef int raise_deferred(self, int *deferred) except -1:
-        """Raise the failure that an earlier call kept because it had made progress."""
-        cdef int err
-        if deferred[0] == 0:
-            return 0
-        err = c.fastsock_exchange(deferred, 0)
+    cdef int raise_kept(self, int *deferred) except -1:
+        cdef int err = c.fastsock_exchange(deferred, 0)
         return raise_errno(err) if err else 0
 
 
 cdef bint drain_errors(void *owner, uint64_t *seen, int *error) except -1:
     return (<BaseSocket>owner).absorb_errors(seen, error)
-
-
-cdef int integer(object value) except? -1:
-    """A C int from what has __index__: a float is a TypeError, as in the socket module."""
-    if isinstance(value, int):
-        return value
-    return PyNumber_Index(value)
 
 
 cdef tuple describe(int fd, int family, int type, int proto):

@@ -319,17 +319,21 @@ cdef int sys_set_nonblocking(int fd, bint nonblocking) except -1:
 # anew before every try, because a signal handler or another thread may close the socket,
 # and its number may be somebody else's by then.
 
-cdef ssize_t sys_recvfrom(
-    Handle *handle, void *buf, size_t size, int flags, c.sockaddr *addr, c.socklen_t *addrlen, int64_t timeout_ns
+cdef ssize_t sys_recvfrom_again(
+    Handle *handle, void *buf, size_t size, int flags, c.sockaddr *addr, c.socklen_t *addrlen, c.socklen_t room,
+    int64_t timeout_ns, uint64_t reports,
 ) except -1:
+    """What sys_recvfrom comes to when its first try failed, with errno, or was too long to make."""
     cdef ssize_t rc
     cdef int err, at
-    cdef c.socklen_t room = addrlen[0] if addrlen != NULL else 0
     cdef bint long_call = size > HOLD_GIL_BYTES
     cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
     cdef bint block = long_call
     cdef Waiting w = waiting(handle, timeout_ns, flags)
     w.blocked = long_call
+    w.reports = reports
+    if not long_call:
+        block = resume(handle, c.POLLIN, flags, &w)
     while True:
         if addrlen != NULL:
             addrlen[0] = room
@@ -346,10 +350,11 @@ cdef ssize_t sys_recvfrom(
         block = resume(handle, c.POLLIN, flags, &w) or long_call
 
 
-cdef ssize_t sys_sendto(
+cdef ssize_t sys_sendto_again(
     Handle *handle, const void *buf, size_t size, int flags, const c.sockaddr *addr, c.socklen_t addrlen,
-    int64_t timeout_ns,
+    int64_t timeout_ns, uint64_t reports,
 ) except -1:
+    """What sys_sendto comes to when its first try failed, with errno, or was too long to make."""
     cdef ssize_t rc
     cdef int err, at
     cdef bint long_call = size > HOLD_GIL_BYTES
@@ -357,6 +362,9 @@ cdef ssize_t sys_sendto(
     cdef bint block = long_call
     cdef Waiting w = waiting(handle, timeout_ns, flags)
     w.blocked = long_call
+    w.reports = reports
+    if not long_call:
+        block = resume(handle, c.POLLOUT, flags, &w)
     while True:
         at = handle.fd
         if block:
