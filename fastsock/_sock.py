@@ -49,8 +49,8 @@ class Socket(SendSocket):
     """A socket with the methods and attributes of ``socket.socket``, and whole batches in one system call.
 
     Args:
-        family: AF_INET (the default), AF_INET6 or AF_UNIX. With others every call works that takes or
-            returns no address; ``to_stdlib`` gives a socket that knows their addresses.
+        family: AF_INET (the default), AF_INET6 or AF_UNIX; AF_NETLINK, AF_PACKET and AF_VSOCK too.
+            The addresses of any other are ``(family, bytes)``, both ways: the kernel's own form.
         type: SOCK_STREAM by default, as in the standard library; SOCK_DGRAM for UDP.
         proto: 0 by default.
         fileno: Take over this descriptor; what is left -1 is asked of the kernel.

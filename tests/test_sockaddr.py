@@ -142,11 +142,6 @@ def test_scope_out_of_range(scope_id):
         encode(AF_INET6, ("fe80::1", 1, 0, scope_id))
 
 
-def test_unknown_family():
-    with pytest.raises(OSError, match=r"sendto\(\): bad family"):
-        encode(socket.AF_PACKET, ("lo", 0), "sendto")
-
-
 DECODED = [
     (b"", None),
     (unix(b""), ""),
@@ -156,7 +151,7 @@ DECODED = [
     (inet("10.0.0.1", 80)[:8] + b"rubbish!", ("10.0.0.1", 80)),
     (inet("10.0.0.1", 80)[:6], (AF_INET, inet("10.0.0.1", 80)[2:6])),
     (inet6("::1", 80)[:-1], (AF_INET6, inet6("::1", 80)[2:-1])),
-    (FAMILY.pack(socket.AF_NETLINK) + b"\0" * 10, (socket.AF_NETLINK, bytes(10))),
+    (FAMILY.pack(socket.AF_NETLINK) + b"\0" * 9, (socket.AF_NETLINK, bytes(9))),
     (FAMILY.pack(0), (0, b"")),
 ]
 

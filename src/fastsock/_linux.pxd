@@ -78,6 +78,9 @@ cdef extern from "<sys/socket.h>" nogil:
         AF_UNIX
         AF_INET
         AF_INET6
+        AF_NETLINK
+        AF_PACKET
+        AF_VSOCK
         SOCK_STREAM
         SOCK_DGRAM
         SOCK_SEQPACKET
@@ -244,6 +247,28 @@ cdef extern from "<sys/un.h>" nogil:
     struct sockaddr_un:
         sa_family_t sun_family
         char sun_path[108]
+
+cdef extern from "<linux/netlink.h>" nogil:
+    struct sockaddr_nl:
+        sa_family_t nl_family
+        uint32_t nl_pid
+        uint32_t nl_groups
+
+cdef extern from "<netpacket/packet.h>" nogil:
+    struct sockaddr_ll:
+        sa_family_t sll_family
+        uint16_t sll_protocol
+        int sll_ifindex
+        unsigned short sll_hatype
+        unsigned char sll_pkttype
+        unsigned char sll_halen
+        unsigned char sll_addr[8]
+
+cdef extern from "<linux/vm_sockets.h>" nogil:
+    struct sockaddr_vm:
+        sa_family_t svm_family
+        uint32_t svm_port
+        uint32_t svm_cid
 
 cdef extern from "<arpa/inet.h>" nogil:
     int inet_pton(int family, const char *src, void *dst)

@@ -26,6 +26,7 @@ cdef extern from "<string.h>" nogil:
 
 cdef extern from "<stddef.h>" nogil:
     size_t UNIX_PATH_OFFSET "offsetof(struct sockaddr_un, sun_path)"
+    size_t HARDWARE_OFFSET "offsetof(struct sockaddr_ll, sll_addr)"
 
 
 # --- Python to kernel -----------------------------------------------------------------
@@ -140,6 +141,57 @@ cdef int encode_unix(object address, c.sockaddr_un *sun, c.socklen_t *addrlen) e
     return 0
 
 
+cdef int encode_netlink(object address, str caller, c.sockaddr_nl *snl, c.socklen_t *addrlen) except -1:
+    if not isinstance(address, tuple) or len(<tuple>address) != 2:
+        raise TypeError(f"{caller}(): AF_NETLINK address must be a pair (pid, groups)")
+    snl.nl_pid, snl.nl_groups = PyNumber_Index((<tuple>address)[0]), PyNumber_Index((<tuple>address)[1])
+    addrlen[0] = sizeof(c.sockaddr_nl)
+    return 0
+
+
+cdef int encode_vsock(object address, str caller, c.sockaddr_vm *svm, c.socklen_t *addrlen) except -1:
+    if not isinstance(address, tuple) or len(<tuple>address) != 2:
+        raise TypeError(f"{caller}(): AF_VSOCK address must be a pair (CID, port)")
+    svm.svm_cid, svm.svm_port = PyNumber_Index((<tuple>address)[0]), PyNumber_Index((<tuple>address)[1])
+    addrlen[0] = sizeof(c.sockaddr_vm)
+    return 0
+
+
+cdef int encode_packet(object address, str caller, c.sockaddr_ll *sll, c.socklen_t *addrlen) except -1:
+    if not isinstance(address, tuple) or not 2 <= len(<tuple>address) <= 5:
+        raise TypeError(f"{caller}(): AF_PACKET address must be a tuple (ifname, proto[, pkttype[, hatype[, addr]]])")
+    name, protocol, pkttype, hatype, hardware = (<tuple>address + (0, 0, b"")[len(<tuple>address) - 2:])
+    hardware = bytes(memoryview(hardware))
+    if len(hardware) > 8:
+        raise ValueError("Hardware address must be 8 bytes or less")
+    try:
+        sll.sll_ifindex = _stdlib.if_nametoindex(name)
+    except OSError:
+        raise OSError(c.ENODEV, f"no interface named {name!r}") from None
+    sll.sll_protocol = c.htons(<int>bounded(protocol, 0xFFFF, caller, "proto"))
+    sll.sll_pkttype = <unsigned char>PyNumber_Index(pkttype)
+    sll.sll_hatype = <unsigned short>PyNumber_Index(hatype)
+    sll.sll_halen = <unsigned char>len(hardware)
+    memcpy(sll.sll_addr, <const char *><bytes>hardware, len(hardware))
+    addrlen[0] = sizeof(c.sockaddr_ll)
+    return 0
+
+
+cdef int encode_raw(
+    int family, object address, str caller, c.sockaddr_storage *storage, c.socklen_t *addrlen
+) except -1:
+    """Any other family's address, in the form in which the kernel's comes out of `decode_address`."""
+    cdef size_t room = sizeof(c.sockaddr_storage) - sizeof(c.sa_family_t)
+    if not isinstance(address, tuple) or len(<tuple>address) != 2 or (<tuple>address)[0] != family:
+        raise OSError(f"{caller}(): bad family: an address of family {family} must be ({family}, bytes)")
+    raw = bytes(memoryview((<tuple>address)[1]))
+    if <size_t>len(raw) > room:
+        raise OSError(f"{caller}(): the address is longer than {room} bytes")
+    memcpy(<char *>storage + sizeof(c.sa_family_t), <const char *><bytes>raw, len(raw))
+    addrlen[0] = <c.socklen_t>(sizeof(c.sa_family_t) + <size_t>len(raw))
+    return 0
+
+
 cdef int encode_address(
     int family, object address, str caller, c.sockaddr_storage *storage, c.socklen_t *addrlen
 ) except -1:
@@ -151,7 +203,15 @@ cdef int encode_address(
         return encode_inet6(address, caller, <c.sockaddr_in6 *>storage)
     if family == c.AF_UNIX:
         return encode_unix(address, <c.sockaddr_un *>storage, addrlen)
-    raise OSError(f"{caller}(): bad family")
+    memset(storage, 0, sizeof(c.sockaddr_storage))
+    storage.ss_family = <c.sa_family_t>family
+    if family == c.AF_NETLINK:
+        return encode_netlink(address, caller, <c.sockaddr_nl *>storage, addrlen)
+    if family == c.AF_VSOCK:
+        return encode_vsock(address, caller, <c.sockaddr_vm *>storage, addrlen)
+    if family == c.AF_PACKET:
+        return encode_packet(address, caller, <c.sockaddr_ll *>storage, addrlen)
+    return encode_raw(family, address, caller, storage, addrlen)
 
 
 # --- kernel to Python -----------------------------------------------------------------
@@ -182,11 +242,27 @@ cdef object decode_address(const c.sockaddr_storage *storage, size_t addrlen):
         if size and sun.sun_path[0] == 0:
             return PyBytes_FromStringAndSize(sun.sun_path, <Py_ssize_t>size)
         return PyUnicode_DecodeFSDefaultAndSize(sun.sun_path, <Py_ssize_t>strnlen(sun.sun_path, size))
+    if storage.ss_family == c.AF_NETLINK and addrlen >= sizeof(c.sockaddr_nl):
+        return (<const c.sockaddr_nl *>storage).nl_pid, (<const c.sockaddr_nl *>storage).nl_groups
+    if storage.ss_family == c.AF_VSOCK and addrlen >= sizeof(c.sockaddr_vm):
+        return (<const c.sockaddr_vm *>storage).svm_cid, (<const c.sockaddr_vm *>storage).svm_port
+    if storage.ss_family == c.AF_PACKET and addrlen >= HARDWARE_OFFSET:
+        return decode_packet(<const c.sockaddr_ll *>storage, addrlen)
     size = addrlen - sizeof(c.sa_family_t) if addrlen > sizeof(c.sa_family_t) else 0
     return (
         <int>storage.ss_family,
         PyBytes_FromStringAndSize(<const char *>storage + sizeof(c.sa_family_t), <Py_ssize_t>size),
     )
+
+
+cdef object decode_packet(const c.sockaddr_ll *sll, size_t addrlen):
+    try:
+        name = _stdlib.if_indextoname(sll.sll_ifindex)
+    except OSError:
+        name = ""                       # it is gone by now, or the socket is bound to none
+    size = min(<size_t>sll.sll_halen, sizeof(sll.sll_addr), addrlen - HARDWARE_OFFSET)
+    hardware = PyBytes_FromStringAndSize(<const char *>sll.sll_addr, <Py_ssize_t>size)
+    return name, c.ntohs(sll.sll_protocol), sll.sll_pkttype, sll.sll_hatype, hardware
 
 
 cdef int encode_host(int family, object host, Host *encoded) except -1:
