@@ -69,7 +69,7 @@ def test_bad_addresses(family, address, error, text):
 
 
 def test_no_such_interface_has_an_errno():
-    with pytest.raises(OSError) as raised:
+    with pytest.raises(OSError, match="no interface") as raised:
         encode(socket.AF_PACKET, ("no such one", 0))
     assert raised.value.errno == errno.ENODEV
 

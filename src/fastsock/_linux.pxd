@@ -90,6 +90,7 @@ cdef extern from "<sys/socket.h>" nogil:
         SOMAXCONN
         SO_ERROR
         SO_PROTOCOL
+        SO_RCVLOWAT
         SO_RCVBUFFORCE
         SO_RXQ_OVFL
         SO_SNDBUFFORCE
@@ -102,9 +103,11 @@ cdef extern from "<sys/socket.h>" nogil:
         MSG_CTRUNC
         MSG_DONTWAIT
         MSG_ERRQUEUE
+        MSG_FASTOPEN
         MSG_MORE
         MSG_PEEK
         MSG_TRUNC
+        MSG_WAITALL
         MSG_WAITFORONE
     struct sockaddr:
         sa_family_t sa_family

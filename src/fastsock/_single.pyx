@@ -15,7 +15,9 @@ from fastsock._errqueue cimport decode_error
 from fastsock._gather cimport Buffers
 from fastsock._sockaddr cimport decode_address, encode_address
 from fastsock._socket cimport BaseSocket, integer
-from fastsock._sys cimport Handle, monotonic_ns, sys_recvfrom, sys_recvmsg, sys_sendmsg, sys_sendto
+from fastsock._sys cimport (
+    HOLD_GIL_BYTES, monotonic_ns, sys_recvfrom, sys_recvmsg, sys_sendmsg, sys_sendto, sys_sendto_again,
+)
 
 cdef object MISSING = object()
 
@@ -43,7 +45,7 @@ cdef class SingleSocket(BaseSocket):
         self.raise_deferred(&self.deferred_recv)
         if bufsize == 0:
             return b""
-        payload = receive_bytes(&self.handle, bufsize, how, NULL, NULL, self.timeout_ns)
+        payload = receive_bytes(self, bufsize, how, NULL, NULL)
         count_received(self, how)
         return payload
 
@@ -56,7 +58,7 @@ cdef class SingleSocket(BaseSocket):
             raise ValueError("negative buffersize in recvfrom")
         self.refuse_joined("recvfrom")
         self.raise_deferred(&self.deferred_recv)
-        payload = receive_bytes(&self.handle, bufsize, how, <c.sockaddr *>&storage, &addrlen, self.timeout_ns)
+        payload = receive_bytes(self, bufsize, how, <c.sockaddr *>&storage, &addrlen)
         count_received(self, how)
         return payload, decode_address(&storage, addrlen)
 
@@ -67,6 +69,7 @@ cdef class SingleSocket(BaseSocket):
         MSG_TRUNC the size may exceed them. Raises as ``recv``. See recv(2).
         """
         cdef Py_buffer view
+        cdef int how = integer(flags)
         self.refuse_joined("recv_into")
         self.raise_deferred(&self.deferred_recv)
         get_writable(buffer, &view)
@@ -74,8 +77,10 @@ cdef class SingleSocket(BaseSocket):
             size = room_in(&view, nbytes, "recv_into")
             if size == 0:
                 return 0
-            got = sys_recvfrom(&self.handle, view.buf, size, integer(flags), NULL, NULL, self.timeout_ns)
-            count_received(self, integer(flags))
+            got = sys_recvfrom(
+                &self.handle, view.buf, size, how, NULL, NULL, self.timeout_ns, may_try(self, size, how)
+            )
+            count_received(self, how)
             return got
         finally:
             PyBuffer_Release(&view)
@@ -85,15 +90,17 @@ cdef class SingleSocket(BaseSocket):
         cdef c.sockaddr_storage storage
         cdef c.socklen_t addrlen = sizeof(storage)
         cdef Py_buffer view
+        cdef int how = integer(flags)
         self.refuse_joined("recvfrom_into")
         self.raise_deferred(&self.deferred_recv)
         get_writable(buffer, &view)
         try:
             size = room_in(&view, nbytes, "recvfrom_into")
             got = sys_recvfrom(
-                &self.handle, view.buf, size, integer(flags), <c.sockaddr *>&storage, &addrlen, self.timeout_ns
+                &self.handle, view.buf, size, how, <c.sockaddr *>&storage, &addrlen, self.timeout_ns,
+                may_try(self, size, how),
             )
-            count_received(self, integer(flags))
+            count_received(self, how)
             return got, decode_address(&storage, addrlen)
         finally:
             PyBuffer_Release(&view)
@@ -117,6 +124,7 @@ cdef class SingleSocket(BaseSocket):
         cdef c.msghdr msg
         cdef Buffers held
         cdef tuple targets = tuple(buffers)
+        cdef int how = integer(flags)
         if not 0 <= ancbufsize <= 0x7FFFFFFF:
             raise ValueError("invalid ancillary data buffer length")
         self.raise_deferred(&self.deferred_recv)
@@ -136,9 +144,11 @@ cdef class SingleSocket(BaseSocket):
             msg.msg_iov = held.iov
             msg.msg_iovlen = <size_t>len(targets)
             msg.msg_controllen = <size_t>ancbufsize
-            size = sys_recvmsg(&self.handle, &msg, integer(flags), self.timeout_ns)
-            count_received(self, integer(flags))
-            if integer(flags) & c.MSG_ERRQUEUE:
+            size = sys_recvmsg(
+                &self.handle, &msg, how, self.timeout_ns, may_try(self, iov_bytes(&msg), how)
+            )
+            count_received(self, how)
+            if how & c.MSG_ERRQUEUE:
                 record = decode_error(&msg, NULL, 0)
                 if record is not None:
                     self.note_record(record)
@@ -155,22 +165,14 @@ cdef class SingleSocket(BaseSocket):
             OSError: EMSGSIZE for a datagram too large, EDESTADDRREQ without a peer.
         """
         cdef Py_buffer view
-        cdef ssize_t size
         cdef int how = send_flags(self, flags)
         self.raise_deferred(&self.deferred_send)
         if PyBytes_CheckExact(data):
             # The caller holds it, and nothing can change it: no buffer need be taken.
-            size = sys_sendto(
-                &self.handle, PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data), how, NULL, 0,
-                self.timeout_ns,
-            )
-            c.fastsock_count(&self._sent, 1)
-            return size
+            return send_bytes(self, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), how, NULL, 0)
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
-            size = sys_sendto(&self.handle, view.buf, <size_t>view.len, how, NULL, 0, self.timeout_ns)
-            c.fastsock_count(&self._sent, 1)
-            return size
+            return send_bytes(self, <const char *>view.buf, view.len, how, NULL, 0)
         finally:
             PyBuffer_Release(&view)
 
@@ -186,7 +188,8 @@ cdef class SingleSocket(BaseSocket):
         try:
             while True:
                 done += sys_sendto(
-                    &self.handle, <char *>view.buf + done, <size_t>(view.len - done), how, NULL, 0, left
+                    &self.handle, <char *>view.buf + done, <size_t>(view.len - done), how, NULL, 0, left,
+                    view.len - done <= HOLD_GIL_BYTES,
                 )
                 c.fastsock_count(&self._sent, 1)
                 if done >= view.len:
@@ -218,11 +221,7 @@ cdef class SingleSocket(BaseSocket):
         try:
             encode_address(self._family, address, "sendto", &storage, &addrlen)
             PySys_Audit("socket.sendto", "OO", <PyObject *>self, <PyObject *>address)
-            size = sys_sendto(
-                &self.handle, view.buf, <size_t>view.len, flags, <c.sockaddr *>&storage, addrlen, self.timeout_ns
-            )
-            c.fastsock_count(&self._sent, 1)
-            return size
+            return send_bytes(self, <const char *>view.buf, view.len, flags, <c.sockaddr *>&storage, addrlen)
         finally:
             PyBuffer_Release(&view)
 
@@ -238,7 +237,9 @@ cdef class SingleSocket(BaseSocket):
         cdef list items = control_items(ancdata)
         cdef size_t controllen = control_size(items)
         cdef Buffers held
+        cdef bint hold_gil
         cdef int error = 0
+        cdef int how = send_flags(self, flags)
         self.raise_deferred(&self.deferred_send)
         memset(&msg, 0, sizeof(msg))
         if address is not None:
@@ -260,12 +261,29 @@ cdef class SingleSocket(BaseSocket):
             held.hold(payloads, 0, len(payloads), PyBUF_SIMPLE)
             msg.msg_iov = held.iov
             msg.msg_iovlen = <size_t>len(payloads)
-            size = sys_sendmsg(&self.handle, &msg, send_flags(self, flags), self.timeout_ns, &error)
+            # A stream that waits takes all that it is given in one call: see send_bytes.
+            hold_gil = iov_bytes(&msg) <= HOLD_GIL_BYTES and not (self._type == c.SOCK_STREAM and self.timeout_ns < 0)
+            size = sys_sendmsg(&self.handle, &msg, how, self.timeout_ns, hold_gil, &error)
             c.fastsock_count(&self._sent, 1)
             return size
         finally:
             held.let_go()
             free(msg.msg_control)
+
+    cdef ssize_t send_rest(self, const char *data, Py_ssize_t size, int flags) except -1:
+        """Of a stream that waits send(2) takes all; the first try took what there was room for.
+
+        What fails here is raised by the next call, as the kernel does behind a partial send.
+        """
+        try:
+            return sys_sendto_again(
+                &self.handle, data, <size_t>size, flags, NULL, 0, self.timeout_ns, False, self.handle.reports
+            )
+        except BlockingIOError:         # SO_SNDTIMEO has run out
+            return 0
+        except OSError as error:
+            self.deferred_send = error.errno
+            return 0
 
 
 # --- helpers ---------------------------------------------------------------------------------------------
@@ -276,6 +294,32 @@ cdef inline int send_flags(SingleSocket sock, object flags) except? -1:
     if how & c.MSG_ZEROCOPY and sock.zerocopy_epoch:
         raise ValueError("MSG_ZEROCOPY after send_zerocopy() would mix up which buffers the kernel still reads")
     return how
+
+
+cdef inline ssize_t send_bytes(
+    SingleSocket self, const char *data, Py_ssize_t size, int flags, const c.sockaddr *addr, c.socklen_t addrlen
+) except -1:
+    cdef ssize_t sent = sys_sendto(
+        &self.handle, data, <size_t>size, flags, addr, addrlen, self.timeout_ns,
+        size <= HOLD_GIL_BYTES and not flags & c.MSG_FASTOPEN,
+    )
+    c.fastsock_count(&self._sent, 1)
+    if sent < size and self.timeout_ns < 0 and not flags & c.MSG_DONTWAIT:
+        sent += self.send_rest(data + sent, size - sent, flags)
+    return sent
+
+
+cdef inline bint may_try(SingleSocket sock, size_t size, int flags) noexcept:
+    """Whether a receive may be tried without waiting. MSG_WAITALL and SO_RCVLOWAT would not be heard."""
+    return size <= HOLD_GIL_BYTES and not flags & c.MSG_WAITALL and not sock.low_water
+
+
+cdef size_t iov_bytes(const c.msghdr *msg) noexcept:
+    cdef size_t total = 0
+    cdef size_t i
+    for i in range(msg.msg_iovlen):
+        total += msg.msg_iov[i].iov_len
+    return total
 
 
 cdef inline void count_received(SingleSocket sock, int flags) noexcept:
@@ -311,16 +355,21 @@ cdef size_t room_in(Py_buffer *view, Py_ssize_t nbytes, str caller) except? 0:
 
 
 cdef bytes receive_bytes(
-    Handle *handle, Py_ssize_t bufsize, int flags, c.sockaddr *addr, c.socklen_t *addrlen, int64_t timeout_ns
+    SingleSocket sock, Py_ssize_t bufsize, int flags, c.sockaddr *addr, c.socklen_t *addrlen
 ):
     cdef char stack[STACK_BYTES]
     cdef ssize_t size
     cdef PyObject *payload
+    cdef bint hold_gil = may_try(sock, <size_t>bufsize, flags)
     if bufsize <= STACK_BYTES:
-        size = sys_recvfrom(handle, stack, <size_t>bufsize, flags, addr, addrlen, timeout_ns)
+        size = sys_recvfrom(
+            &sock.handle, stack, <size_t>bufsize, flags, addr, addrlen, sock.timeout_ns, hold_gil
+        )
         return PyBytes_FromStringAndSize(stack, min(size, bufsize))     # MSG_TRUNC: size may exceed
     whole = PyBytes_FromStringAndSize(NULL, bufsize)
-    size = sys_recvfrom(handle, PyBytes_AS_STRING(whole), <size_t>bufsize, flags, addr, addrlen, timeout_ns)
+    size = sys_recvfrom(
+        &sock.handle, PyBytes_AS_STRING(whole), <size_t>bufsize, flags, addr, addrlen, sock.timeout_ns, hold_gil
+    )
     if size >= bufsize:
         return whole
     # _PyBytes_Resize takes the only reference, and gives back the one to the smaller object.

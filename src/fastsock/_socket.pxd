@@ -25,6 +25,9 @@ cdef class BaseSocket:
     cdef int ancillary
     cdef bint uncut
 
+    # Whether a stream's receives wait for more than one byte (SO_RCVLOWAT).
+    cdef bint low_water
+
     # Failures that came after progress, for the next call to raise: errno or 0.
     cdef int deferred_recv
     cdef int deferred_send

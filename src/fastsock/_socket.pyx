@@ -52,7 +52,9 @@ cdef tuple OPTIONS = (
     (0, c.IPPROTO_IP, c.IP_RECVERR, RECVERR),
     (c.AF_INET6, c.IPPROTO_IPV6, c.IPV6_RECVERR, RECVERR),
 )
-cdef frozenset LEVELS_AND_NAMES = frozenset((level, name) for _, level, name, _ in OPTIONS)
+cdef frozenset LEVELS_AND_NAMES = frozenset((level, name) for _, level, name, _ in OPTIONS) | {
+    (c.SOL_SOCKET, c.SO_RCVLOWAT)
+}
 
 
 cdef class BaseSocket:
@@ -104,7 +106,7 @@ cdef class BaseSocket:
         self.drops_seen = self.drops_total = 0
         self._received = self._sent = self._gso_fallbacks = self._errors_discarded = 0
         self.ancillary = 0
-        self.uncut = False
+        self.uncut = self.low_water = False
         self.zerocopy_epoch = 0
         self.handle.drain = NULL
         self.errors = []
@@ -315,6 +317,15 @@ cdef class BaseSocket:
         cdef int found = 0
         cdef c.socklen_t size
         cdef Drain drain = NULL
+        if self._type == c.SOCK_STREAM:
+            value[0] = taken
+            size = sizeof(int)
+            try:
+                sys_getsockopt(self.handle.fd, c.SOL_SOCKET, c.SO_RCVLOWAT, value, &size)
+            except OSError:
+                pass
+            self.low_water = value[0] > 1
+            return 0
         if self._family not in (c.AF_INET, c.AF_INET6) or self._type != c.SOCK_DGRAM:
             return 0
         for family, at, option, bits in OPTIONS:

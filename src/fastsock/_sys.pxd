@@ -46,42 +46,45 @@ cdef int sys_set_nonblocking(int fd, bint nonblocking) except -1
 
 
 # The first try of the two calls that move one datagram is inlined, and nothing is prepared for a wait
-# before it is needed.
+# before it is needed. `hold_gil` allows it.
 
 cdef inline ssize_t sys_recvfrom(
-    Handle *handle, void *buf, size_t size, int flags, c.sockaddr *addr, c.socklen_t *addrlen, int64_t timeout_ns
+    Handle *handle, void *buf, size_t size, int flags, c.sockaddr *addr, c.socklen_t *addrlen, int64_t timeout_ns,
+    bint hold_gil,
 ) except -1:
     cdef ssize_t rc
     cdef uint64_t reports = handle.reports
     cdef c.socklen_t room = addrlen[0] if addrlen != NULL else 0
-    if size <= HOLD_GIL_BYTES:
+    if hold_gil:
         rc = c.recvfrom(handle.fd, buf, size, flags | c.MSG_DONTWAIT, addr, addrlen)
         if rc >= 0:
             return rc
-    return sys_recvfrom_again(handle, buf, size, flags, addr, addrlen, room, timeout_ns, reports)
+    return sys_recvfrom_again(handle, buf, size, flags, addr, addrlen, room, timeout_ns, hold_gil, reports)
 
 cdef inline ssize_t sys_sendto(
     Handle *handle, const void *buf, size_t size, int flags, const c.sockaddr *addr, c.socklen_t addrlen,
-    int64_t timeout_ns,
+    int64_t timeout_ns, bint hold_gil,
 ) except -1:
     cdef ssize_t rc
     cdef uint64_t reports = handle.reports
-    if size <= HOLD_GIL_BYTES:
+    if hold_gil:
         rc = c.sendto(handle.fd, buf, size, flags | c.MSG_DONTWAIT, addr, addrlen)
         if rc >= 0:
             return rc
-    return sys_sendto_again(handle, buf, size, flags, addr, addrlen, timeout_ns, reports)
+    return sys_sendto_again(handle, buf, size, flags, addr, addrlen, timeout_ns, hold_gil, reports)
 
 cdef ssize_t sys_recvfrom_again(
     Handle *handle, void *buf, size_t size, int flags, c.sockaddr *addr, c.socklen_t *addrlen, c.socklen_t room,
-    int64_t timeout_ns, uint64_t reports,
+    int64_t timeout_ns, bint tried, uint64_t reports,
 ) except -1
 cdef ssize_t sys_sendto_again(
     Handle *handle, const void *buf, size_t size, int flags, const c.sockaddr *addr, c.socklen_t addrlen,
-    int64_t timeout_ns, uint64_t reports,
+    int64_t timeout_ns, bint tried, uint64_t reports,
 ) except -1
-cdef ssize_t sys_recvmsg(Handle *handle, c.msghdr *msg, int flags, int64_t timeout_ns) except -1
-cdef ssize_t sys_sendmsg(Handle *handle, c.msghdr *msg, int flags, int64_t timeout_ns, int *error) except -1
+cdef ssize_t sys_recvmsg(Handle *handle, c.msghdr *msg, int flags, int64_t timeout_ns, bint hold_gil) except -1
+cdef ssize_t sys_sendmsg(
+    Handle *handle, c.msghdr *msg, int flags, int64_t timeout_ns, bint hold_gil, int *error
+) except -1
 cdef int sys_recvmmsg(
     Handle *handle, c.mmsghdr *msgvec, unsigned int vlen, int flags, int64_t timeout_ns, bint hold_gil
 ) except -1

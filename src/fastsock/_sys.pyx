@@ -158,7 +158,8 @@ cdef bint resume(Handle *handle, short events, int flags, Waiting *w) except -1:
             w.error = 0
             return w.blocked
         err = owed              # an earlier refusal comes first; that of this datagram will come again
-    if err != c.EAGAIN or w.timeout_ns == 0 or w.blocked or flags & c.MSG_DONTWAIT:
+    # The first send with TCP_FASTOPEN_CONNECT connects: EINPROGRESS to a try that may not wait for it.
+    if err not in (c.EAGAIN, c.EINPROGRESS) or w.timeout_ns >= 0 or w.blocked or flags & c.MSG_DONTWAIT:
         w.error = err
         return raise_errno(err)
     w.blocked = True
@@ -314,25 +315,25 @@ cdef int sys_set_nonblocking(int fd, bint nonblocking) except -1:
 
 
 # --- one message ----------------------------------------------------------------------
-# The six loops below differ in the call alone. A call too long for the GIL to be held
-# starts without it; whether it then waits is for timeout_ns to say. The descriptor is read
+# The six loops below differ in the call alone. A call for which the GIL must not be held, because
+# it is long or because MSG_DONTWAIT would cut it short, starts without it; whether it then waits is for timeout_ns to say. The descriptor is read
 # anew before every try, because a signal handler or another thread may close the socket,
 # and its number may be somebody else's by then.
 
 cdef ssize_t sys_recvfrom_again(
     Handle *handle, void *buf, size_t size, int flags, c.sockaddr *addr, c.socklen_t *addrlen, c.socklen_t room,
-    int64_t timeout_ns, uint64_t reports,
+    int64_t timeout_ns, bint tried, uint64_t reports,
 ) except -1:
-    """What sys_recvfrom comes to when its first try failed, with errno, or was too long to make."""
+    """What sys_recvfrom comes to when its first try failed, with errno, or was not made."""
     cdef ssize_t rc
     cdef int err, at
-    cdef bint long_call = size > HOLD_GIL_BYTES
+    cdef bint long_call = not tried
     cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
     cdef bint block = long_call
     cdef Waiting w = waiting(handle, timeout_ns, flags)
     w.blocked = long_call
     w.reports = reports
-    if not long_call:
+    if tried:
         block = resume(handle, c.POLLIN, flags, &w)
     while True:
         if addrlen != NULL:
@@ -352,18 +353,18 @@ cdef ssize_t sys_recvfrom_again(
 
 cdef ssize_t sys_sendto_again(
     Handle *handle, const void *buf, size_t size, int flags, const c.sockaddr *addr, c.socklen_t addrlen,
-    int64_t timeout_ns, uint64_t reports,
+    int64_t timeout_ns, bint tried, uint64_t reports,
 ) except -1:
-    """What sys_sendto comes to when its first try failed, with errno, or was too long to make."""
+    """What sys_sendto comes to when its first try failed, with errno, or was not made."""
     cdef ssize_t rc
     cdef int err, at
-    cdef bint long_call = size > HOLD_GIL_BYTES
+    cdef bint long_call = not tried
     cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
     cdef bint block = long_call
     cdef Waiting w = waiting(handle, timeout_ns, flags)
     w.blocked = long_call
     w.reports = reports
-    if not long_call:
+    if tried:
         block = resume(handle, c.POLLOUT, flags, &w)
     while True:
         at = handle.fd
@@ -379,14 +380,16 @@ cdef ssize_t sys_sendto_again(
         block = resume(handle, c.POLLOUT, flags, &w) or long_call
 
 
-cdef ssize_t sys_recvmsg(Handle *handle, c.msghdr *msg, int flags, int64_t timeout_ns) except -1:
+cdef ssize_t sys_recvmsg(Handle *handle, c.msghdr *msg, int flags, int64_t timeout_ns, bint hold_gil) except -1:
     cdef ssize_t rc
     cdef int err, at
     cdef c.socklen_t namelen = msg.msg_namelen
     cdef size_t controllen = msg.msg_controllen
-    cdef bint block = False
+    cdef bint long_call = not hold_gil
     cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
+    cdef bint block = long_call
     cdef Waiting w = waiting(handle, timeout_ns, flags)
+    w.blocked = long_call
     while True:
         msg.msg_namelen = namelen
         msg.msg_controllen = controllen
@@ -400,15 +403,19 @@ cdef ssize_t sys_recvmsg(Handle *handle, c.msghdr *msg, int flags, int64_t timeo
             rc = c.recvmsg(at, msg, flags | c.MSG_DONTWAIT)
         if rc >= 0:
             return rc
-        block = resume(handle, c.POLLIN, flags, &w)
+        block = resume(handle, c.POLLIN, flags, &w) or long_call
 
 
-cdef ssize_t sys_sendmsg(Handle *handle, c.msghdr *msg, int flags, int64_t timeout_ns, int *error) except -1:
+cdef ssize_t sys_sendmsg(
+    Handle *handle, c.msghdr *msg, int flags, int64_t timeout_ns, bint hold_gil, int *error
+) except -1:
     cdef ssize_t rc
     cdef int err, at
-    cdef bint block = False
+    cdef bint long_call = not hold_gil
     cdef int wait_flags = flags if timeout_ns < 0 else flags | c.MSG_DONTWAIT
+    cdef bint block = long_call
     cdef Waiting w = waiting(handle, timeout_ns, flags)
+    w.blocked = long_call
     while True:
         at = handle.fd
         if block:
@@ -421,7 +428,7 @@ cdef ssize_t sys_sendmsg(Handle *handle, c.msghdr *msg, int flags, int64_t timeo
         if rc >= 0:
             return rc
         try:
-            block = resume(handle, c.POLLOUT, flags, &w)
+            block = resume(handle, c.POLLOUT, flags, &w) or long_call
         finally:
             error[0] = w.error
 
@@ -474,7 +481,9 @@ cdef int sys_sendmmsg(
     cdef bint block = long_call
     cdef Waiting w = waiting(handle, timeout_ns, flags)
     if vlen == 1:
-        msgvec[0].msg_len = <unsigned int>sys_sendmsg(handle, &msgvec[0].msg_hdr, flags, timeout_ns, error)
+        msgvec[0].msg_len = <unsigned int>sys_sendmsg(
+            handle, &msgvec[0].msg_hdr, flags, timeout_ns, True, error
+        )
         return 1
     w.blocked = long_call
     while True:
