@@ -316,9 +316,9 @@ cdef int sys_set_nonblocking(int fd, bint nonblocking) except -1:
 
 # --- one message ----------------------------------------------------------------------
 # The six loops below differ in the call alone. A call for which the GIL must not be held, because
-# it is long or because MSG_DONTWAIT would cut it short, starts without it; whether it then waits is for timeout_ns to say. The descriptor is read
-# anew before every try, because a signal handler or another thread may close the socket,
-# and its number may be somebody else's by then.
+# it is long or because MSG_DONTWAIT would cut it short, starts without it; whether it then waits
+# is for timeout_ns to say. The descriptor is read anew before every try, because a signal handler
+# or another thread may close the socket, and its number may be somebody else's by then.
 
 cdef ssize_t sys_recvfrom_again(
     Handle *handle, void *buf, size_t size, int flags, c.sockaddr *addr, c.socklen_t *addrlen, c.socklen_t room,
