@@ -7,7 +7,9 @@ while True:
 """
 
 from fastsock import _reduction as _reduction
+from fastsock import selectors as selectors
 from fastsock import socket as socket
+from fastsock._epoll import Epoll
 from fastsock._errqueue import ErrorRecord
 from fastsock._limits import Limit
 from fastsock._probe import Capability, Probe, probe
@@ -21,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Capability",
     "Datagram",
+    "Epoll",
     "ErrorRecord",
     "Limit",
     "Probe",

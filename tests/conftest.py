@@ -5,6 +5,7 @@ import errno
 import gc
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -179,6 +180,41 @@ def unix_pair(closing: Callable[[Any], Any]) -> Callable[..., Pair]:
         return Pair(*ends)
 
     return make
+
+
+@pytest.fixture
+def ready() -> Iterator[Callable[[int], list[int]]]:
+    """Make so many descriptors that are always readable."""
+    made: list[int] = []
+
+    def many(count: int) -> list[int]:
+        made.extend(os.eventfd(1) for _ in range(count))
+        return made[-count:]
+
+    yield many
+    for fd in made:
+        os.close(fd)
+
+
+@pytest.fixture
+def on_signal() -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Have a handler run at SIGALRM, which comes every 20 ms until the handler raises."""
+    before = signal.getsignal(signal.SIGALRM)
+
+    def arm(handler: Callable[[], object]) -> None:
+        def handle(number: int, frame: object) -> None:
+            try:
+                handler()
+            except BaseException:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                raise
+
+        signal.signal(signal.SIGALRM, handle)
+        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+
+    yield arm
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
 
 
 CANNOT = 77

@@ -294,6 +294,25 @@ cdef extern from "<poll.h>" nogil:
         short revents
     int ppoll(pollfd *fds, unsigned long nfds, const timespec *timeout, void *sigmask)
 
+cdef extern from "<sys/epoll.h>" nogil:
+    enum:
+        EPOLLIN
+        EPOLLOUT
+        EPOLLPRI
+        EPOLL_CLOEXEC
+        EPOLL_CTL_ADD
+        EPOLL_CTL_DEL
+        EPOLL_CTL_MOD
+    union epoll_data_t:
+        int fd
+        uint64_t u64
+    struct epoll_event:         # packed on x86_64 only: the compiler's business
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
+    int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout)
+
 cdef extern from "<fcntl.h>" nogil:
     enum:
         F_GETFL

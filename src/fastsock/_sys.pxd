@@ -2,7 +2,7 @@
 # the call returns or raises the OSError that errno names. A call that may wait takes a
 # Handle: the descriptor may be closed meanwhile. Imports only _linux.
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from fastsock cimport _linux as c
 
 # Up to this many datagrams, or bytes, a call is tried with the GIL held.
@@ -10,6 +10,7 @@ cdef enum:
     HOLD_GIL_DATAGRAMS = 64
     HOLD_GIL_BYTES = 65536
     SENDMMSG_MAX = 1024
+    HOLD_GIL_EVENTS = 16384     # of epoll: a millisecond, when all are ready
 
 # A descriptor that may be closed while a call waits: -1 then. `drain` empties the error
 # queue of a socket that has one, else it is NULL; it returns whether a call that failed
@@ -98,3 +99,7 @@ cdef ssize_t sys_recv_error(int fd, c.msghdr *msg) except -2
 cdef bint sys_try_sendmsg(int fd, const c.msghdr *msg, int flags) noexcept
 cdef bint sys_is_hung_up(int fd) noexcept
 cdef int sys_getifaddrs(c.ifaddrs **ifap) except -1
+
+cdef int sys_epoll_create1(int flags) except -1
+cdef int sys_epoll_ctl(int epfd, int op, int fd, uint32_t events) except -1
+cdef int sys_epoll_wait(Handle *handle, c.epoll_event *events, int maxevents, int64_t timeout_ns) except -1

@@ -12,7 +12,7 @@
 import os
 
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from fastsock cimport _linux as c
 
 
@@ -562,3 +562,53 @@ cdef int sys_getifaddrs(c.ifaddrs **ifap) except -1:
         rc = c.getifaddrs(ifap)
         err = c.errno
     return rc if rc == 0 else raise_errno(err)
+
+
+# --- readiness of many ----------------------------------------------------------------
+
+cdef int sys_epoll_create1(int flags) except -1:
+    cdef int fd = c.epoll_create1(flags)
+    return fd if fd >= 0 else raise_errno(c.errno)
+
+
+cdef int sys_epoll_ctl(int epfd, int op, int fd, uint32_t events) except -1:
+    """Change the interest in `fd`, which is also what its events carry. See epoll_ctl(2)."""
+    cdef c.epoll_event event
+    event.events = events
+    event.data.u64 = 0
+    event.data.fd = fd
+    return 0 if c.epoll_ctl(epfd, op, fd, &event) == 0 else raise_errno(c.errno)
+
+
+cdef int sys_epoll_wait(Handle *handle, c.epoll_event *events, int maxevents, int64_t timeout_ns) except -1:
+    """Wait for readiness as `timeout_ns` says, rounded up to milliseconds; 0 when time is up.
+
+    `events` is written without the GIL: nobody else may have it. See epoll_wait(2).
+    """
+    cdef int rc, err, at
+    cdef int timeout_ms = -1
+    cdef int64_t deadline_ns = 0
+    if maxevents <= HOLD_GIL_EVENTS:
+        rc = c.epoll_wait(handle.fd, events, maxevents, 0)
+        if rc > 0 or (rc == 0 and timeout_ns == 0):
+            return rc
+        if rc < 0 and not is_interrupted(c.errno):
+            return raise_errno(c.errno)
+    if timeout_ns > 0:
+        deadline_ns = monotonic_ns() + timeout_ns
+    while True:
+        if timeout_ns >= 0:
+            timeout_ms = <int>((timeout_ns + 999_999) // 1_000_000)
+        at = handle.fd
+        with nogil:
+            rc = c.epoll_wait(at, events, maxevents, timeout_ms)
+            err = c.errno
+        if rc >= 0:
+            return rc
+        if not is_interrupted(err):
+            return raise_errno(err)
+        PyErr_CheckSignals()
+        if timeout_ns > 0:
+            timeout_ns = deadline_ns - monotonic_ns()
+            if timeout_ns <= 0:
+                return 0
