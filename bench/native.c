@@ -9,6 +9,7 @@
 #include <netinet/in.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 #include <time.h>
@@ -285,4 +286,19 @@ int c_flood(int fd, char *payloads, int size, volatile int64_t *sent)
             }
         }
     return 0;
+}
+
+/* n events, as many at a time as are ready. */
+int c_epoll_wait(int fd, int n)
+{
+    static struct epoll_event events[1023];
+    int done = 0;
+
+    while (done < n) {
+        int count = epoll_wait(fd, events, 1023, 0);
+        if (count <= 0)
+            return count < 0 ? -errno : -ETIMEDOUT;
+        done += count;
+    }
+    return done;
 }

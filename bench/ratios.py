@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import native
+import readiness
 
 from fastsock.cli.arguments import parse_count
 from fastsock.cli.bench import environment
@@ -24,6 +25,7 @@ from fastsock.cli.paired import Samples, Spread, measure, spread
 ROUNDS = 300
 QUICK_ROUNDS = 60
 VLENS = (16, 64, 128, 256, 1024)
+READY = (1, 100, 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,10 @@ TARGETS = [
     Target("send-gro 64 B", "C GSO", "socket.sendto", None),
     Target("send 1400 B", "send_segments", "C GSO", within(5)),
     Target("send 1400 B", "send_many", "C GSO, gather", None),
+    # Per event, of so many ready sockets.
+    *(Target(f"poll {ready} ready", "Epoll.poll", "select.epoll.poll", 1.05) for ready in READY),
+    *(Target(f"poll {ready} ready", "Epoll.wait_into", "C epoll_wait", None) for ready in READY),
+    *(Target(f"select {ready} ready", "EpollSelector", "selectors.EpollSelector", 2.0) for ready in READY),
 ]
 
 
@@ -127,8 +133,9 @@ def vlen_receiver(vlen: int) -> Callable[[Link], Run]:
     return lambda link: receive_many(link.receiver.recv_many, vlen)
 
 
-KINDS = {
+KINDS: dict[str, Kind | readiness.Readiness] = {
     **native.ALL_KINDS,
+    **readiness.KINDS,
     "vlen": Kind(
         "receive",
         receivers,
