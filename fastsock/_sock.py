@@ -186,12 +186,8 @@ class Socket(SendSocket):
             OSError: EINVAL before ``listen``; EMFILE, ENFILE, ENOBUFS or ENOMEM when something ran
                 out: the connection stays queued, and the socket readable. See accept4(2).
         """
-        fd, address = self._accept()
-        try:
-            return Socket(self._family, self._type, self.proto, fileno=fd), address
-        except BaseException:
-            os.close(fd)
-            raise
+        made = Socket.__new__(Socket)
+        return made, self._accept(made)
 
     def makefile(
         self,

@@ -206,16 +206,24 @@ cdef class BaseSocket:
         """
         sys_listen(self.handle.fd, min(c.SOMAXCONN, 128) if backlog is None else max(0, integer(backlog)))
 
-    def _accept(self):
-        """Wait for a connection, and return ``(fd, address)``. See accept4(2)."""
+    def _accept(self, BaseSocket made not None):
+        """Wait for a connection, open ``made``, which is new, on it, and return its address. See accept4(2).
+
+        What the kernel would tell of the descriptor is known from the socket that listens.
+        """
         cdef c.sockaddr_storage storage
         cdef c.socklen_t addrlen = sizeof(storage)
         cdef int fd = sys_accept(&self.handle, <c.sockaddr *>&storage, &addrlen, self.timeout_ns)
         try:
-            return fd, decode_address(&storage, addrlen)
+            address = decode_address(&storage, addrlen)
+            PySys_Audit("socket.__new__", "Oiii", <PyObject *>made, self._family, self._type, self.proto)
+            made.adopt(fd, self._family, self._type, self.proto)
         except BaseException:
+            made.handle.fd = -1
             sys_close(fd)
             raise
+        made.low_water = self.low_water
+        return address
 
     def connect(self, address):
         """Connect to ``address``; see connect(2).
