@@ -410,3 +410,62 @@ def test_closed(family):
     for send in EVERY["send_many"], EVERY["send_batch"]:
         with pytest.raises(OSError, match="Bad file descriptor"):
             send(sock, [b"x"])
+
+
+# --- the address that sendto was last given ---------------------------------------------------
+
+
+class Port:
+    """A port that another datagram may go to."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __index__(self):
+        return self.number
+
+
+def test_the_same_tuple_goes_to_the_same_peer(udp_pair):
+    receiver, _ = udp_pair
+    address = receiver.getsockname()
+    with fastsock.Socket(receiver.family, socket.SOCK_DGRAM) as sock:
+        with pytest.raises(TypeError):
+            sock.sendto(b"to nobody", None)  # nothing was sent yet
+        for payload in (b"first", bytearray(b"second"), b"third"):
+            assert sock.sendto(payload, address) == len(payload)
+            assert receiver.recv(100) == payload
+        with pytest.raises(OverflowError):
+            sock.sendto(b"elsewhere", (address[0], 70000, *address[2:]))
+        assert sock.sendto(b"fourth", 0, address) == 6
+        assert receiver.recv(100) == b"fourth"
+
+
+def test_a_tuple_whose_parts_change_is_read_again(udp_pair, family, closing):
+    receiver, _ = udp_pair
+    other = closing(fastsock.bind_udp(family.address()))
+    other.settimeout(10)
+    port = Port(receiver.getsockname()[1])
+    address = (family.host, port)
+    with fastsock.Socket(family.family, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"one", address)
+        port.number = other.getsockname()[1]
+        sock.sendto(b"two", address)
+    assert receiver.recv(100) == b"one"
+    assert other.recv(100) == b"two"
+
+
+@pytest.mark.parametrize("host", ["localhost", b"127.0.0.1"])
+def test_a_host_that_must_be_resolved_is_resolved_each_time(monkeypatch, host):
+    asked = []
+
+    def getaddrinfo(name, *arguments):
+        asked.append(name)
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("127.0.0.1", 0))]
+
+    monkeypatch.setattr("socket.getaddrinfo", getaddrinfo)
+    with fastsock.bind_udp(("127.0.0.1", 0)) as receiver, fastsock.Socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        address = (host, receiver.getsockname()[1])
+        asked.clear()
+        for _ in range(3):
+            assert sock.sendto(b"x", address) == 1
+    assert len(asked) == (3 if host == "localhost" else 0)

@@ -1,6 +1,7 @@
 # SingleSocket moves one datagram at a time, as the standard library does. May import every
 # module below it; goes to the kernel only through _sys.
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
@@ -8,7 +9,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from fastsock cimport _linux as c
 from fastsock._cmsg cimport control_size, decode_control, encode_control
 from fastsock._errqueue cimport decode_error
@@ -217,9 +218,15 @@ cdef class SingleSocket(BaseSocket):
         else:
             flags = send_flags(self, flags_or_address)
         self.raise_deferred(&self.deferred_send)
+        if PyBytes_CheckExact(data):
+            self.encode_peer(address, &storage, &addrlen)
+            PySys_Audit("socket.sendto", "OO", <PyObject *>self, <PyObject *>address)
+            return send_bytes(
+                self, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), flags, <c.sockaddr *>&storage, addrlen
+            )
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
-            encode_address(self._family, address, "sendto", &storage, &addrlen)
+            self.encode_peer(address, &storage, &addrlen)
             PySys_Audit("socket.sendto", "OO", <PyObject *>self, <PyObject *>address)
             return send_bytes(self, <const char *>view.buf, view.len, flags, <c.sockaddr *>&storage, addrlen)
         finally:
@@ -269,6 +276,20 @@ cdef class SingleSocket(BaseSocket):
         finally:
             held.let_go()
             free(msg.msg_control)
+
+    cdef int encode_peer(self, object address, c.sockaddr_storage *storage, c.socklen_t *addrlen) except -1:
+        """As encode_address; the tuple that was sent to last time is not read again."""
+        with cython.critical_section(self):
+            if address is self.peer and self.peer_namelen:
+                memcpy(storage, &self.peer_name, self.peer_namelen)
+                addrlen[0] = self.peer_namelen
+                return 0
+        if encode_address(self._family, address, "sendto", storage, addrlen):
+            with cython.critical_section(self):
+                self.peer = address
+                self.peer_namelen = addrlen[0]
+                memcpy(&self.peer_name, storage, addrlen[0])
+        return 0
 
     cdef ssize_t send_rest(self, const char *data, Py_ssize_t size, int flags) except -1:
         """Of a stream that waits send(2) takes all; the first try took what there was room for.

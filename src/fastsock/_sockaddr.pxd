@@ -6,6 +6,8 @@ from libc.stdint cimport uint8_t, uint64_t
 from fastsock cimport _linux as c
 from fastsock._cmsg cimport Host
 
+# Returns 1 where the same object will always have this form: its parts cannot change, and no
+# resolver was asked; else 0.
 cdef int encode_address(
     int family, object address, str caller, c.sockaddr_storage *storage, c.socklen_t *addrlen
 ) except -1

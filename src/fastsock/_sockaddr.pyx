@@ -6,10 +6,12 @@ import os
 import socket as _stdlib
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.long cimport PyLong_CheckExact
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.unicode cimport PyUnicode_CheckExact
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset, strlen
 from fastsock cimport _linux as c
@@ -77,6 +79,15 @@ cdef long bounded(object value, long most, str caller, str name) except -1:
     return number
 
 
+cdef bint is_constant(tuple address) noexcept:
+    """Whether nothing in (host, numbers...) can be changed."""
+    cdef Py_ssize_t i
+    for i in range(1, len(address)):
+        if not PyLong_CheckExact(address[i]):
+            return False
+    return PyUnicode_CheckExact(address[0])
+
+
 cdef int encode_inet(object address, str caller, c.sockaddr_in *sin) except -1:
     if not isinstance(address, tuple):
         raise TypeError(f"{caller}(): AF_INET address must be tuple, not {type(address).__name__}")
@@ -92,7 +103,7 @@ cdef int encode_inet(object address, str caller, c.sockaddr_in *sin) except -1:
         host = (<str>resolve(c.AF_INET, host)[0]).encode("ascii")
         c.inet_pton(c.AF_INET, host, &sin.sin_addr)
     sin.sin_family = c.AF_INET
-    return 0
+    return numeric and is_constant(<tuple>address)
 
 
 cdef int encode_inet6(object address, str caller, c.sockaddr_in6 *sin6) except -1:
@@ -118,7 +129,7 @@ cdef int encode_inet6(object address, str caller, c.sockaddr_in6 *sin6) except -
         if size < 4:
             sin6.sin6_scope_id = found[3]
     sin6.sin6_family = c.AF_INET6
-    return 0
+    return numeric and is_constant(<tuple>address)
 
 
 cdef int encode_unix(object address, c.sockaddr_un *sun, c.socklen_t *addrlen) except -1:
