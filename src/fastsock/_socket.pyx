@@ -101,6 +101,7 @@ cdef class BaseSocket:
         self._family = family
         self._type = type & ~(c.SOCK_NONBLOCK | c.SOCK_CLOEXEC)
         self.proto = proto
+        self._closed = False
         self.timeout_ns = -1
         self.deferred_recv = self.deferred_send = 0
         self.drops_seen = self.drops_total = 0

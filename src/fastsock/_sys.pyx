@@ -209,16 +209,20 @@ cdef int sys_connect(
     Handle *handle, const c.sockaddr *addr, c.socklen_t addrlen, int64_t timeout_ns, int *error
 ) except -1:
     """Beside an exception, `error` is the errno, or 0 for what a signal handler raised."""
-    cdef int rc
-    cdef int at = handle.fd
+    cdef int rc, at
     cdef c.socklen_t size = sizeof(int)
     cdef Waiting w = waiting(handle, timeout_ns if timeout_ns > 0 else <int64_t>1 << 62, 0)
     error[0] = 0
-    with nogil:
-        rc = c.connect(at, addr, addrlen)
-        w.error = c.errno
-    if rc == 0:
-        return 0
+    while True:
+        at = handle.fd
+        with nogil:
+            rc = c.connect(at, addr, addrlen)
+            w.error = c.errno
+        if rc == 0:
+            return 0
+        if not is_interrupted(w.error) or addr.sa_family != c.AF_UNIX:
+            break
+        PyErr_CheckSignals()    # one to a full backlog has not even begun (net/unix/af_unix.c)
     # An interrupted connect goes on in the kernel: wait for its end (connect(2), EINTR).
     if is_interrupted(w.error):
         PyErr_CheckSignals()
@@ -248,24 +252,27 @@ cdef int sys_listen(int fd, int backlog) except -1:
 
 
 cdef int sys_accept(Handle *handle, c.sockaddr *addr, c.socklen_t *addrlen, int64_t timeout_ns) except -1:
-    """There is no MSG_DONTWAIT for it: a blocking socket waits in the kernel from the start."""
+    """There is no MSG_DONTWAIT for it, and a duplicate may have set the socket to block.
+
+    So it is never tried with the GIL held, and under a time-out only when poll has told of a connection.
+    """
     cdef int rc, err, at
     cdef c.socklen_t room = addrlen[0]
-    cdef bint block = timeout_ns < 0
     cdef Waiting w = waiting(handle, timeout_ns, 0)
-    w.blocked = block
+    w.blocked = timeout_ns < 0
     while True:
+        if timeout_ns > 0:
+            poll_until(handle, c.POLLIN, &w)
         addrlen[0] = room
         at = handle.fd
-        if block:
-            with nogil:
-                rc = c.accept4(at, addr, addrlen, c.SOCK_CLOEXEC)
-                err = c.errno
-            c.errno = err
-        else:
+        with nogil:
             rc = c.accept4(at, addr, addrlen, c.SOCK_CLOEXEC)
+            err = c.errno
         if rc >= 0:
             return rc
+        if err == c.EAGAIN and timeout_ns > 0:
+            continue            # another process took it
+        c.errno = err
         resume(handle, c.POLLIN, 0, &w)
 
 
