@@ -18,6 +18,10 @@ def __getattr__(name):
     return getattr(_stdlib, name)  # what is public there without being in __all__, as AddressFamily
 
 
+def __dir__():
+    return sorted({*globals(), *dir(_stdlib)})
+
+
 def fromfd(fd, family, type, proto=0):
     """Return a socket on a duplicate of ``fd``; the other arguments as for ``socket``."""
     copy = _stdlib.dup(fd)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import gc
+import itertools
 import os
 import shutil
 import signal
@@ -155,6 +156,49 @@ def sock(cls: Any) -> Iterator[Any]:
     """An IPv4 datagram socket of either class."""
     with cls(socket.AF_INET, socket.SOCK_DGRAM) as made:
         yield made
+
+
+class Streams(NamedTuple):
+    """Makes connection-oriented sockets of one class, family and type, and closes them at the end."""
+
+    cls: Any
+    family: int
+    kind: int
+    new_address: Callable[[], Any]
+    keep: Callable[[Any], Any]
+
+    def make(self) -> Any:
+        return self.keep(self.cls(self.family, self.kind))
+
+    def listener(self, *backlog: int) -> Any:
+        made = self.make()
+        made.bind(self.new_address())
+        made.listen(*backlog)
+        return made
+
+    def pair(self) -> tuple[Any, Any]:
+        """The connecting end, and the accepted one; each waits 10 s at most."""
+        listener, near = self.listener(), self.make()
+        near.connect(listener.getsockname())
+        far = self.keep(listener.accept()[0])
+        near.settimeout(10)
+        far.settimeout(10)
+        return near, far
+
+
+@pytest.fixture(params=["v4", pytest.param("v6", marks=needs_ipv6), "unix", "seqpacket"])
+def streams(request: pytest.FixtureRequest, cls: Any, tmp_path: Path, closing: Callable[[Any], Any]) -> Streams:
+    """Connection-oriented sockets of either class."""
+    if request.param in ("v4", "v6"):
+        where = V4 if request.param == "v4" else V6
+        return Streams(cls, where.family, socket.SOCK_STREAM, where.address, closing)
+    paths = (str(tmp_path / str(number)) for number in itertools.count())
+    kind = socket.SOCK_STREAM if request.param == "unix" else socket.SOCK_SEQPACKET
+    return Streams(cls, socket.AF_UNIX, kind, lambda: next(paths), closing)
+
+
+byte_streams = pytest.mark.parametrize("streams", ["v4", "unix"], indirect=True)
+"""For tests of what holds for SOCK_STREAM alone."""
 
 
 class Pair(NamedTuple):
