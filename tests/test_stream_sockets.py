@@ -662,7 +662,7 @@ def test_batched_calls_are_refused(streams):
             lambda: near.sendto_many([b"x"], near.getsockname()),
             lambda: near.send_batch(batch),
             lambda: near.send_segments(b"xx", 1),
-            lambda: near.send_zerocopy([b"x"]),
+            lambda: near.send_zerocopy(b"x"),
         ):
             with pytest.raises(OSError, match="stream") as caught:
                 call()
