@@ -10,7 +10,8 @@ import operator
 import socket as _stdlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -19,6 +20,46 @@ from fastsock._multicast import Group, check_bound, check_group, list_groups
 from fastsock._options import Clock, Options, Stamps
 from fastsock._sock import Socket
 from fastsock._steering import build_program
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Everything that a socket is told before it has an address; ``bind_udp`` documents it."""
+
+    options: Options
+    rcvbuf: int | None = None
+    sndbuf: int | None = None
+    reuse_address: bool = False
+    reuse_port: bool = False
+    dualstack_ipv6: bool | None = None  # None leaves it as the kernel has it
+    groups: Sequence[tuple[str, str | int | None, str | None]] = ()
+
+    def choose_family(self, family: int | None, address: Any) -> int | None:
+        """The family that the other arguments leave to the resolver."""
+        if self.dualstack_ipv6:
+            if family == _stdlib.AF_INET:
+                raise ValueError("dualstack_ipv6 needs AF_INET6")
+            return _stdlib.AF_INET6
+        if self.groups and family is None and isinstance(address, tuple) and address and not address[0]:
+            return max(check_group(group) for group, _, _ in self.groups)  # AF_INET6, if there is one
+        return family
+
+    def configure(self, sock: Socket) -> None:
+        if self.reuse_address:
+            sock.setsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_REUSEADDR, 1)
+        if self.reuse_port:
+            sock.setsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_REUSEPORT, 1)
+        if sock.family == _stdlib.AF_INET6 and self.dualstack_ipv6 is not None:
+            sock.setsockopt(_stdlib.IPPROTO_IPV6, _stdlib.IPV6_V6ONLY, 0 if self.dualstack_ipv6 else 1)
+        self.options.apply(sock)
+        request_buffers(sock, self.rcvbuf, self.sndbuf)
+        for group in self.groups:
+            sock.join_group(*group)
+
+    def bind(self, sock: Socket, resolved: tuple[Any, ...]) -> None:
+        if self.groups:
+            check_bound(resolved[0])
+        sock.bind(resolved)
 
 
 def bind_udp(
@@ -92,45 +133,27 @@ def bind_udp(
 
     See udp(7), socket(7), ipv6(7).
     """
-    if dualstack_ipv6:
-        if family == _stdlib.AF_INET:
-            raise ValueError("dualstack_ipv6 needs AF_INET6")
-        family = _stdlib.AF_INET6
-    groups = list_groups(multicast)
-    if groups and family is None and isinstance(address, tuple) and address and not address[0]:
-        family = max(check_group(group) for group, _, _ in groups)  # AF_INET6, if there is one
-
-    options = Options(
-        gso=gso,
-        gro=gro,
-        timestamps=timestamps,
-        pktinfo=pktinfo,
-        ecn=ecn,
-        ttl=ttl,
-        drop_counter=drop_counter,
-        error_queue=error_queue,
-        transmit_timestamps=transmit_timestamps,
-        txtime=txtime,
+    setup = Setup(
+        Options(
+            gso=gso,
+            gro=gro,
+            timestamps=timestamps,
+            pktinfo=pktinfo,
+            ecn=ecn,
+            ttl=ttl,
+            drop_counter=drop_counter,
+            error_queue=error_queue,
+            transmit_timestamps=transmit_timestamps,
+            txtime=txtime,
+        ),
+        rcvbuf=rcvbuf,
+        sndbuf=sndbuf,
+        reuse_address=reuse_address,
+        reuse_port=reuse_port,
+        dualstack_ipv6=dualstack_ipv6,
+        groups=list_groups(multicast),
     )
-
-    def configure(sock: Socket) -> None:
-        if reuse_address:
-            sock.setsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_REUSEADDR, 1)
-        if reuse_port:
-            sock.setsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_REUSEPORT, 1)
-        if sock.family == _stdlib.AF_INET6:
-            sock.setsockopt(_stdlib.IPPROTO_IPV6, _stdlib.IPV6_V6ONLY, 0 if dualstack_ipv6 else 1)
-        options.apply(sock)
-        request_buffers(sock, rcvbuf, sndbuf)
-        for group in groups:
-            sock.join_group(*group)
-
-    def attach(sock: Socket, resolved: tuple[Any, ...]) -> None:
-        if groups:
-            check_bound(resolved[0])
-        sock.bind(resolved)
-
-    return open_udp(address, family, _stdlib.AI_PASSIVE, configure, attach)
+    return open_udp(address, setup.choose_family(family, address), _stdlib.AI_PASSIVE, setup.configure, setup.bind)
 
 
 def bind_udp_group(address: tuple[Any, ...], size: int, *, steering: str | None = None, **options: Any) -> list[Socket]:
@@ -211,23 +234,25 @@ def connect_udp(
     A connected UDP socket hears of a closed port: ConnectionRefusedError, from a later
     call. See udp(7), connect(2).
     """
-
-    options = Options(
-        gso=gso,
-        gro=gro,
-        timestamps=timestamps,
-        pktinfo=pktinfo,
-        ecn=ecn,
-        ttl=ttl,
-        drop_counter=drop_counter,
-        error_queue=error_queue,
-        transmit_timestamps=transmit_timestamps,
-        txtime=txtime,
+    setup = Setup(
+        Options(
+            gso=gso,
+            gro=gro,
+            timestamps=timestamps,
+            pktinfo=pktinfo,
+            ecn=ecn,
+            ttl=ttl,
+            drop_counter=drop_counter,
+            error_queue=error_queue,
+            transmit_timestamps=transmit_timestamps,
+            txtime=txtime,
+        ),
+        rcvbuf=rcvbuf,
+        sndbuf=sndbuf,
     )
 
     def configure(sock: Socket) -> None:
-        options.apply(sock)
-        request_buffers(sock, rcvbuf, sndbuf)
+        setup.configure(sock)
         if local_address is not None:
             try:
                 sock.bind(local_address)

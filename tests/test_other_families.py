@@ -74,14 +74,42 @@ def test_no_such_interface_has_an_errno():
     assert raised.value.errno == errno.ENODEV
 
 
+NETLINK_ROUTE = (socket.AF_NETLINK, socket.SOCK_RAW, 0)
+GETLINK = struct.pack("=LHHLL BBHiII", 32, 18, 0x301, 7, 0, 0, 0, 0, 0, 0, 0)  # RTM_GETLINK, NLM_F_DUMP
+
+
 def test_netlink_as_the_standard_library_has_it():
-    with fastsock.Socket(socket.AF_NETLINK, socket.SOCK_RAW) as sock:
+    with fastsock.Socket(*NETLINK_ROUTE) as sock:
         sock.bind((0, 1))
+        sock.settimeout(10)
         with socket.socket(fileno=os.dup(sock.fileno())) as twin:
             assert sock.getsockname() == twin.getsockname()
-            request = struct.pack("=IHHIIB3x", 20, 18, 0x301, 1, 0, 0)  # RTM_GETLINK, dump
-            assert sock.sendto(request, (0, 0)) == len(request)
-            sock.settimeout(10)
-            answer, address = sock.recvfrom(65536)
+        assert sock.sendto(GETLINK, (0, 0)) == 32
+        payload, address = sock.recvfrom(1 << 16)
+        assert struct.unpack_from("=LHHL", payload)[1:] == (16, 2, 7)  # RTM_NEWLINK, NLM_F_MULTI
+        assert address == (0, 0)  # from the kernel
+        while struct.unpack_from("=LH", payload)[1] != 3:  # NLMSG_DONE
+            payload, _, _, address = sock.recvmsg(1 << 16)
             assert address == (0, 0)
-            assert struct.unpack_from("=IH", answer)[1] == 16  # RTM_NEWLINK
+
+
+def can_be_made(*kind):
+    try:
+        fastsock.Socket(*kind).close()
+    except OSError:
+        return False
+    return True
+
+
+KINDS = (NETLINK_ROUTE, (socket.AF_PACKET, socket.SOCK_RAW, 0), (socket.AF_VSOCK, socket.SOCK_STREAM, 0))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if can_be_made(*kind)], ids=str)
+def test_sockets_of_other_families(kind):
+    with fastsock.Socket(*kind) as sock, sock.dup() as copy:
+        assert (sock.family, sock.type, sock.proto) == (copy.family, copy.type, copy.proto) == kind
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) == kind[0]
+        name = sock.getsockname()
+        assert f"family={kind[0]:d}" in repr(sock)
+        with sock.to_stdlib() as theirs:
+            assert theirs.getsockname() == name
