@@ -494,6 +494,11 @@ cdef class BaseSocket:
         return False
 
     @property
+    def _errors_kept(self):
+        """Records that ``recv_errors`` would return without asking the kernel."""
+        return len(self.errors)
+
+    @property
     def zerocopy_pending(self):
         """Sends of ``send_zerocopy`` whose buffers the kernel may still read."""
         return len(self.pins)

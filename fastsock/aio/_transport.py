@@ -1,0 +1,485 @@
+"""The transport of a datagram endpoint: batches below, asyncio's protocol interface above.
+
+Needs of a loop ``add_reader``, ``add_writer``, ``call_soon`` and ``call_exception_handler``. May import
+fastsock's classes and asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import warnings
+from collections.abc import Iterator
+from itertools import islice
+from operator import length_hint
+from time import perf_counter_ns
+from typing import Any
+
+from fastsock._errqueue import ErrorRecord
+from fastsock._recvbatch import RecvBatch
+from fastsock._sock import Socket
+
+READ_DATAGRAMS = 1024
+READ_US = 1000
+VLEN = 64
+"""Messages per receive."""
+GRO_VLEN = 16
+"""The same with UDP GRO, where each may hold 64 or 128 datagrams and needs 64 KiB."""
+SLICE = 32
+"""Datagrams that a protocol is given between two looks at the clock."""
+MOST_QUEUED = 1024
+"""Datagrams that are sent at once: what sendmmsg takes."""
+OVERHEAD = 8
+"""Bytes that a queued datagram counts beside its payload, as in asyncio."""
+
+
+class DatagramTransport(asyncio.DatagramTransport):
+    """The transport that ``create_datagram_endpoint`` makes: see there and ``asyncio.DatagramTransport``.
+
+    What ``sendto`` is given leaves together, in one sendmmsg and with GSO where it can, when the callbacks that
+    are ready now have run; ``flush`` sends it at once.
+    """
+
+    __module__ = "fastsock.aio"
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: Socket,
+        protocol: Any,
+        address: Any = None,
+        made: asyncio.Future[None] | None = None,
+        *,
+        owner: Any = None,
+        read_datagrams: int = READ_DATAGRAMS,
+        read_us: int = READ_US,
+    ) -> None:
+        if read_datagrams < 1 or read_us < 1:
+            raise ValueError("read_datagrams and read_us must be at least 1")
+        super().__init__()
+        self._loop = loop
+        self._sock: Socket | None = sock
+        self._fd = sock.fileno()
+        self._owner = owner  # what the caller gave as sock=; its descriptor may be ours to share only
+        self._address = address
+        self._read_datagrams = read_datagrams
+        self._read_ns = read_us * 1000
+        self._extra = {"socket": sock if owner is None else owner, "sockname": sock.getsockname()}
+        try:
+            self._extra["peername"] = sock.getpeername()
+        except OSError:
+            self._extra["peername"] = None
+        self._connected = self._extra["peername"] is not None
+
+        # What was received and is not yet delivered; more than nothing only behind a pause or a slow protocol.
+        self._arrived: Iterator[Any] = iter(())
+        self._arrived_as_batch = False
+        self._batch: RecvBatch | None = None
+        self._vlen = GRO_VLEN if sock.gro else VLEN
+        self._reading = False  # whether the loop watches for datagrams
+        self._continuing = False  # whether _read_ready is called soon for what has arrived
+        self._paused = False
+
+        # What is queued, in order: payloads, and the peers unless there is one for all.
+        self._payloads: list[bytes] = []
+        self._peers: list[Any] = []
+        self._queued = 0  # bytes, with OVERHEAD for each
+        self._flush_soon = False
+        self._flushing = False
+        self._blocked = False  # whether the loop waits for room to send
+
+        self._write_paused = False
+        self._closing = False
+        self._lost = 0  # not 0 once connection_lost is scheduled
+        self._set_limits(None, None)
+        self.set_protocol(protocol)
+        loop.call_soon(self._start, made)
+
+    def _start(self, made: asyncio.Future[None] | None) -> None:
+        self._call(self._protocol.connection_made, self)
+        if not self._paused:
+            self._watch()
+        if made is not None and not made.done():
+            made.set_result(None)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._sock is None else "closing" if self._closing else "open"
+        return f"<fastsock.aio.DatagramTransport {state} fd={self._fd} queued={self._queued}>"
+
+    def __del__(self) -> None:
+        if getattr(self, "_sock", None) is not None:
+            warnings.warn(f"unclosed transport {self!r}", ResourceWarning, stacklevel=1, source=self)
+            self._close_socket()
+
+    # --- what asyncio.BaseTransport has -------------------------------------------------------
+
+    def set_protocol(self, protocol: Any) -> None:
+        """Set the protocol; from the next datagram on, or the next batch."""
+        self._protocol: Any = protocol
+        self._in_batches = hasattr(protocol, "datagrams_received")
+
+    def get_protocol(self) -> Any:
+        """Return the protocol."""
+        return self._protocol
+
+    def is_closing(self) -> bool:
+        """Whether the transport is closed or about to be."""
+        return self._closing
+
+    def close(self) -> None:
+        """Stop receiving, send what is queued, then call ``connection_lost(None)``."""
+        if self._closing:
+            return
+        self._closing = True
+        self._unwatch()
+        self._drop_arrived()
+        if self._payloads and not self._blocked:
+            self._flush()
+        if not self._payloads:
+            self._lose(None)
+
+    def abort(self) -> None:
+        """Close at once; what is queued is not sent."""
+        self._fail(None)
+
+    # --- receiving ------------------------------------------------------------------------------
+
+    def is_reading(self) -> bool:
+        """Whether datagrams are received."""
+        return not self._closing and not self._paused
+
+    def pause_reading(self) -> None:
+        """Give the protocol nothing until ``resume_reading``; what is there waits, at most one batch of it here."""
+        if not self.is_reading():
+            return
+        self._paused = True
+        self._unwatch()
+        # _deliver goes through the iterator that is taken apart here, and so finds its end.
+        self._arrived = iter(list(self._arrived))
+
+    def resume_reading(self) -> None:
+        """Go on giving the protocol what arrived and what arrives."""
+        if self._closing or not self._paused:
+            return
+        self._paused = False
+        if length_hint(self._arrived):
+            self._continue_soon()
+        self._watch()
+
+    def _watch(self) -> None:
+        if not self._reading and not self._closing:
+            self._reading = True
+            self._loop.add_reader(self._fd, self._read_ready)
+
+    def _unwatch(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._fd)
+
+    def _continue_soon(self) -> None:
+        if not self._continuing:
+            self._continuing = True
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._continuing = False
+        if self.is_reading():
+            self._read_ready()
+
+    def _drop_arrived(self) -> None:
+        for _ in self._arrived:
+            pass
+
+    def _read_ready(self) -> None:
+        """Receive and deliver, up to the limits of one pass."""
+        deadline = perf_counter_ns() + self._read_ns
+        left = self._read_datagrams
+        if not self._deliver(deadline):
+            return
+        while left > 0 and perf_counter_ns() < deadline:
+            assert self._sock is not None
+            try:
+                count, more = self._receive(self._sock, left)
+            except (BlockingIOError, InterruptedError):
+                if left == self._read_datagrams:
+                    self._report_records()  # an error queue keeps the socket ready until it is empty
+                return
+            except OSError as error:
+                self._report(error)
+                self._report_records()
+                return
+            if not self._deliver(deadline):
+                break
+            left -= count
+            if not more:
+                break
+        self._report_kept()
+
+    def _receive(self, sock: Socket, most: int) -> tuple[int, bool]:
+        """Take one batch; how many datagrams it has, and whether there may be more."""
+        if self._in_batches:
+            batch = self._batch
+            if batch is None:
+                batch = self._batch = RecvBatch(self._vlen, 65535, addresses=not self._connected)
+            count = sock.recv_batch(batch)
+            self._arrived, self._arrived_as_batch = iter((batch,)), True
+            return count, count >= batch.vlen
+        self._arrived_as_batch = False
+        vlen = min(self._vlen, most)
+        if self._connected:
+            payloads = sock.recv_many(vlen)
+            self._arrived = iter(payloads)
+            return len(payloads), len(payloads) >= vlen
+        items = sock.recvfrom_many(vlen)
+        self._arrived = iter(items)
+        return len(items), len(items) >= vlen
+
+    def _deliver(self, deadline: int) -> bool:
+        """Give the protocol what has arrived; whether all of it, and it still wants more.
+
+        `_arrived` is taken apart by pause_reading and close, which the protocol may call, so that nothing
+        need be asked for each datagram.
+        """
+        while self._protocol is not None:
+            arrived = self._arrived
+            try:
+                if self._arrived_as_batch:
+                    for batch in arrived:
+                        self._protocol.datagrams_received(batch)
+                elif self._connected:
+                    received, peer = self._protocol.datagram_received, self._extra["peername"]
+                    for payload in islice(arrived, SLICE):
+                        received(payload, peer)
+                else:
+                    received = self._protocol.datagram_received
+                    for payload, address in islice(arrived, SLICE):
+                        received(payload, address)
+            except (SystemExit, KeyboardInterrupt):
+                if self.is_reading() and length_hint(self._arrived):
+                    self._continue_soon()
+                raise
+            except BaseException as error:
+                self._tell("the protocol failed at a datagram", error)
+            if not self.is_reading():
+                return False
+            if not length_hint(self._arrived):
+                return True
+            if perf_counter_ns() >= deadline:
+                self._continue_soon()
+                return False
+        return False
+
+    # --- sending --------------------------------------------------------------------------------
+
+    def sendto(self, data: Any, addr: Any = None) -> None:
+        """Queue a datagram, which leaves in this pass of the loop, together with the others.
+
+        What cannot be sent is told to ``error_received``, and the rest goes on.
+
+        Raises:
+            TypeError: ``data`` is no bytes-like object, or there is no address to send to.
+            ValueError: ``addr`` is not the peer of an endpoint that has one.
+        """
+        if type(data) is not bytes:
+            if not isinstance(data, (bytes, bytearray, memoryview)):
+                raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
+            data = bytes(data)  # it may be changed before it leaves
+        if self._connected or self._address is not None:
+            if addr is not None and addr not in (self._address, self._extra["peername"]):
+                raise ValueError(f"Invalid address: must be None or {self._address or self._extra['peername']}")
+            addr = self._address
+        elif addr is None:
+            raise TypeError("sendto() needs an address: the endpoint has no peer")
+        if self._lost:
+            self._lost += 1
+            return
+        self._payloads.append(data)
+        if not self._connected:
+            self._peers.append(addr)
+        self._queued += len(data) + OVERHEAD
+        if self._blocked:
+            self._pause_writing()
+        elif self._queued > self._high_water or len(self._payloads) >= MOST_QUEUED:
+            self._flush()
+            self._pause_writing()
+        elif not self._flush_soon:
+            self._flush_soon = True
+            self._loop.call_soon(self._flush_queued)
+
+    def flush(self) -> None:
+        """Send what is queued now, without waiting for the end of this pass; never blocks."""
+        if self._payloads and not self._blocked:
+            self._flush()
+
+    def _flush_queued(self) -> None:
+        self._flush_soon = False
+        self.flush()
+
+    def _flush(self) -> None:
+        """Send until nothing is left, or there is no room."""
+        if self._flushing:
+            return  # the protocol was told of an error, and sends again: it joins the queue
+        self._flushing = True
+        try:
+            self._send_queued()
+        finally:
+            self._flushing = False
+        self._resume_writing()
+        if self._blocked and not self._payloads:
+            self._blocked = False
+            self._loop.remove_writer(self._fd)
+        self._report_kept()
+
+    def _send_queued(self) -> None:
+        while self._payloads and self._sock is not None:
+            try:
+                if self._connected:
+                    sent = self._sock.send_many(self._payloads)
+                else:
+                    sent = self._sock.sendto_many(self._payloads, self._peers)
+            except (BlockingIOError, InterruptedError):
+                if not self._blocked:
+                    self._blocked = True
+                    self._loop.add_writer(self._fd, self._write_ready)
+                return
+            except OSError as error:
+                self._forget(1)  # the first of them was refused
+                self._report(error)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # an address that is none
+                self._forget(1)
+                self._tell("a datagram could not be sent", error)
+            else:
+                self._forget(sent)
+
+    def _forget(self, count: int) -> None:
+        """Take the first `count` datagrams off the queue."""
+        if count == len(self._payloads):
+            self._queued = 0
+        else:
+            self._queued -= sum(map(len, islice(self._payloads, count))) + OVERHEAD * count
+        del self._payloads[:count], self._peers[:count]
+
+    def _write_ready(self) -> None:
+        self._flush()
+        if self._closing and not self._payloads:
+            self._lose(None)
+
+    # --- the limits of the queue ----------------------------------------------------------------
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that are queued; each datagram counts 8 more than its payload, as in asyncio."""
+        return self._queued
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        """Return ``(low, high)``."""
+        return self._low_water, self._high_water
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Set at how many queued bytes the protocol is told to pause writing, and to resume."""
+        self._set_limits(high, low)
+        if self._blocked:
+            self._pause_writing()
+
+    def _set_limits(self, high: int | None, low: int | None) -> None:
+        if high is None:
+            high = 64 * 1024 if low is None else 4 * low
+        if low is None:
+            low = high // 4
+        if not high >= low >= 0:
+            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
+        self._low_water, self._high_water = low, high
+
+    def _pause_writing(self) -> None:
+        if not self._write_paused and self._queued > self._high_water:
+            self._write_paused = True
+            self._call(self._protocol.pause_writing)
+
+    def _resume_writing(self) -> None:
+        if self._write_paused and self._queued <= self._low_water:
+            self._write_paused = False
+            self._call(self._protocol.resume_writing)
+
+    # --- errors and the end ---------------------------------------------------------------------
+
+    def _report(self, error: OSError) -> None:
+        if self._protocol is not None:
+            self._call(self._protocol.error_received, error)
+
+    def _report_kept(self) -> None:
+        """Records that a call came upon: the socket is not ready for them any more."""
+        if self._sock is not None and self._sock._errors_kept:
+            self._report_records()
+
+    def _report_records(self) -> None:
+        """Empty the error queue: what is an error goes to error_received."""
+        if self._sock is None:
+            return
+        try:
+            records = self._sock.recv_errors()
+        except OSError:
+            return
+        for record in records:
+            if record.errno:
+                self._report(to_error(record))
+
+    def _call(self, callback: Any, *arguments: Any) -> None:
+        """Call the protocol; what it raises goes to the loop's exception handler."""
+        try:
+            callback(*arguments)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._tell(f"{callback!r} failed", error)
+
+    def _tell(self, message: str, error: BaseException) -> None:
+        self._loop.call_exception_handler(
+            {"message": message, "exception": error, "transport": self, "protocol": self._protocol}
+        )
+
+    def _fail(self, error: BaseException | None) -> None:
+        if self._lost:
+            return
+        self._payloads.clear()
+        self._peers.clear()
+        self._queued = 0
+        self._closing = True
+        self._unwatch()
+        self._drop_arrived()
+        self._lose(error)
+
+    def _lose(self, error: BaseException | None) -> None:
+        if self._lost:
+            return
+        self._lost = 1
+        self._unwatch()
+        if self._blocked:
+            self._blocked = False
+            self._loop.remove_writer(self._fd)
+        self._loop.call_soon(self._end, error)
+
+    def _end(self, error: BaseException | None) -> None:
+        try:
+            self._protocol.connection_lost(error)
+        finally:
+            self._close_socket()
+            self._protocol = None
+
+    def _close_socket(self) -> None:
+        sock, self._sock = self._sock, None
+        assert sock is not None
+        if self._owner is not None and self._owner is not sock:
+            sock.detach()
+            self._owner.close()
+        else:
+            sock.close()
+
+
+def to_error(record: ErrorRecord) -> OSError:
+    """What a record of the error queue says, as an exception with the record on it."""
+    error = OSError(record.errno, f"{os.strerror(record.errno)}: {record.address!r}")
+    error.record = record  # type: ignore[attr-defined]
+    return error
+
+
