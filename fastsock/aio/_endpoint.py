@@ -36,7 +36,7 @@ async def create_datagram_endpoint(
     rcvbuf: int | None = None,
     sndbuf: int | None = None,
     gso: bool = True,
-    gro: bool = False,
+    gro: bool = True,
     timestamps: bool | Stamps | None = None,
     pktinfo: bool = False,
     ecn: bool = False,
@@ -61,7 +61,8 @@ async def create_datagram_endpoint(
             closes it.
         dualstack_ipv6: As in ``bind_udp``; None leaves IPV6_V6ONLY as the kernel has it.
         reuse_address, rcvbuf, sndbuf, gso, gro, timestamps, pktinfo, ecn, ttl, drop_counter, error_queue,
-            transmit_timestamps, txtime, multicast: As in ``bind_udp``.
+            transmit_timestamps, txtime, multicast: As in ``bind_udp``, but that ``gro`` is on: nothing but
+            this transport receives from the socket. It stays as it is on a ``sock``.
         read_datagrams: About how many datagrams are received per pass of the loop, before other sockets
             and timers have their turn.
         read_us: About how many microseconds of each pass the protocol is given.

@@ -11,7 +11,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from itertools import islice
-from operator import length_hint
 from time import perf_counter_ns
 from typing import Any
 
@@ -21,10 +20,9 @@ from fastsock._sock import Socket
 
 READ_DATAGRAMS = 1024
 READ_US = 1000
-VLEN = 64
-"""Messages per receive."""
-GRO_VLEN = 16
-"""The same with UDP GRO, where each may hold 64 or 128 datagrams and needs 64 KiB."""
+FEW = 16
+MANY = 64
+"""Messages per receive: few as long as they are joined by GRO, or that many are seldom there; each takes memory."""
 SLICE = 32
 """Datagrams that a protocol is given between two looks at the clock."""
 MOST_QUEUED = 1024
@@ -71,11 +69,15 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._extra["peername"] = None
         self._connected = self._extra["peername"] is not None
 
-        # What was received and is not yet delivered; more than nothing only behind a pause or a slow protocol.
-        self._arrived: Iterator[Any] = iter(())
+        # What was received and is not yet delivered: what the slice that is being delivered has left, then
+        # `_arrived` from `_next` on. Between two passes it is more than nothing only where the protocol is slow
+        # or has paused. Whether it is one batch, or a list of datagrams, goes with it.
+        self._arrived: list[Any] = []
+        self._next = 0
+        self._slice: Iterator[Any] = iter(())
         self._arrived_as_batch = False
         self._batch: RecvBatch | None = None
-        self._vlen = GRO_VLEN if sock.gro else VLEN
+        self._vlen = FEW
         self._reading = False  # whether the loop watches for datagrams
         self._continuing = False  # whether _read_ready is called soon for what has arrived
         self._paused = False
@@ -114,9 +116,10 @@ class DatagramTransport(asyncio.DatagramTransport):
     # --- what asyncio.BaseTransport has -------------------------------------------------------
 
     def set_protocol(self, protocol: Any) -> None:
-        """Set the protocol; from the next datagram on, or the next batch."""
+        """Set the protocol, from the next datagram on."""
         self._protocol: Any = protocol
         self._in_batches = hasattr(protocol, "datagrams_received")
+        self._set_arrived(self._take_undelivered())
 
     def get_protocol(self) -> Any:
         """Return the protocol."""
@@ -132,7 +135,8 @@ class DatagramTransport(asyncio.DatagramTransport):
             return
         self._closing = True
         self._unwatch()
-        self._drop_arrived()
+        self._take_undelivered()
+        self._set_arrived([])
         if self._payloads and not self._blocked:
             self._flush()
         if not self._payloads:
@@ -154,15 +158,14 @@ class DatagramTransport(asyncio.DatagramTransport):
             return
         self._paused = True
         self._unwatch()
-        # _deliver goes through the iterator that is taken apart here, and so finds its end.
-        self._arrived = iter(list(self._arrived))
+        self._set_arrived(self._take_undelivered())
 
     def resume_reading(self) -> None:
         """Go on giving the protocol what arrived and what arrives."""
         if self._closing or not self._paused:
             return
         self._paused = False
-        if length_hint(self._arrived):
+        if self._arrived:
             self._continue_soon()
         self._watch()
 
@@ -186,9 +189,12 @@ class DatagramTransport(asyncio.DatagramTransport):
         if self.is_reading():
             self._read_ready()
 
-    def _drop_arrived(self) -> None:
-        for _ in self._arrived:
-            pass
+    def _set_arrived(self, items: list[Any]) -> None:
+        self._arrived, self._next, self._slice = items, 0, iter(())
+
+    def _take_undelivered(self) -> list[Any]:
+        """Empties the slice under the hands of _deliver, which so finds its end."""
+        return [*self._slice, *self._arrived[self._next :]]
 
     def _read_ready(self) -> None:
         """Receive and deliver, up to the limits of one pass."""
@@ -221,53 +227,61 @@ class DatagramTransport(asyncio.DatagramTransport):
             batch = self._batch
             if batch is None:
                 batch = self._batch = RecvBatch(self._vlen, 65535, addresses=not self._connected)
+            vlen = batch.vlen
             count = sock.recv_batch(batch)
-            self._arrived, self._arrived_as_batch = iter((batch,)), True
-            return count, count >= batch.vlen
-        self._arrived_as_batch = False
-        vlen = min(self._vlen, most)
-        if self._connected:
-            payloads = sock.recv_many(vlen)
-            self._arrived = iter(payloads)
-            return len(payloads), len(payloads) >= vlen
-        items = sock.recvfrom_many(vlen)
-        self._arrived = iter(items)
-        return len(items), len(items) >= vlen
+            self._set_arrived([batch])
+            self._arrived_as_batch = True
+        else:
+            vlen = min(self._vlen, most)
+            items: list[Any] = sock.recv_many(vlen) if self._connected else sock.recvfrom_many(vlen)
+            count = len(items)
+            self._set_arrived(items)
+            self._arrived_as_batch = False
+        if self._vlen == vlen <= count < 2 * vlen < MANY:
+            self._vlen, self._batch = MANY, None  # a queue of single datagrams
+        return count, count >= vlen
 
     def _deliver(self, deadline: int) -> bool:
         """Give the protocol what has arrived; whether all of it, and it still wants more.
 
-        `_arrived` is taken apart by pause_reading and close, which the protocol may call, so that nothing
-        need be asked for each datagram.
+        What pause_reading, close and set_protocol leave of a slice is nothing: so nothing need be asked
+        for each datagram.
         """
-        while self._protocol is not None:
-            arrived = self._arrived
+        while True:
             try:
-                if self._arrived_as_batch:
-                    for batch in arrived:
-                        self._protocol.datagrams_received(batch)
-                elif self._connected:
-                    received, peer = self._protocol.datagram_received, self._extra["peername"]
-                    for payload in islice(arrived, SLICE):
-                        received(payload, peer)
-                else:
-                    received = self._protocol.datagram_received
-                    for payload, address in islice(arrived, SLICE):
-                        received(payload, address)
+                self._deliver_slice(self._protocol)
             except (SystemExit, KeyboardInterrupt):
-                if self.is_reading() and length_hint(self._arrived):
+                if self.is_reading():
+                    self._set_arrived(self._take_undelivered())
                     self._continue_soon()
                 raise
             except BaseException as error:
                 self._tell("the protocol failed at a datagram", error)
+                if self.is_reading():
+                    continue  # with the datagram behind it
             if not self.is_reading():
                 return False
-            if not length_hint(self._arrived):
+            if self._next >= len(self._arrived):
+                self._arrived = []  # nobody holds the payloads from here on: recv_many may use them again
                 return True
             if perf_counter_ns() >= deadline:
                 self._continue_soon()
                 return False
-        return False
+            self._slice = iter(self._arrived[self._next : self._next + SLICE])
+            self._next += SLICE
+
+    def _deliver_slice(self, protocol: Any) -> None:
+        if self._arrived_as_batch:
+            for batch in self._slice:
+                protocol.datagrams_received(batch)
+        elif self._connected:
+            received, peer = protocol.datagram_received, self._extra["peername"]
+            for payload in self._slice:
+                received(payload, peer)
+        else:
+            received = protocol.datagram_received
+            for payload, address in self._slice:
+                received(payload, address)
 
     # --- sending --------------------------------------------------------------------------------
 
@@ -446,7 +460,8 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._queued = 0
         self._closing = True
         self._unwatch()
-        self._drop_arrived()
+        self._take_undelivered()
+        self._set_arrived([])
         self._lose(error)
 
     def _lose(self, error: BaseException | None) -> None:
@@ -481,5 +496,3 @@ def to_error(record: ErrorRecord) -> OSError:
     error = OSError(record.errno, f"{os.strerror(record.errno)}: {record.address!r}")
     error.record = record  # type: ignore[attr-defined]
     return error
-
-

@@ -138,11 +138,18 @@ cdef class Gather(Buffers):
         return 0
 
     cdef int address_each(self, tuple addresses, Py_ssize_t start, Py_ssize_t count, int family, str caller) except -1:
-        """Address each datagram to its own peer."""
+        """Address each datagram to its own peer; a tuple that comes again at once is not read again."""
         cdef Py_ssize_t i
+        cdef bint constant = False
         self.out.one_peer = False
         for i in range(count):
-            encode_address(family, addresses[start + i], caller, &self.out.names[i], &self.out.namelens[i])
+            if constant and addresses[start + i] is addresses[start + i - 1]:
+                memcpy(&self.out.names[i], &self.out.names[i - 1], self.out.namelens[i - 1])
+                self.out.namelens[i] = self.out.namelens[i - 1]
+            else:
+                constant = encode_address(
+                    family, addresses[start + i], caller, &self.out.names[i], &self.out.namelens[i]
+                )
         return 0
 
     # --- packing ---------------------------------------------------------------------------
