@@ -7,13 +7,15 @@ modules, _multicast, _steering and the standard library's socket, for its enumer
 from __future__ import annotations
 
 import errno
+import io
+import operator
 import os
 import socket as _stdlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, SupportsIndex, TypeVar, overload
 
 from fastsock import _multicast, _steering
 from fastsock._send import SendSocket
@@ -77,29 +79,28 @@ class Socket(SendSocket):
     def __repr__(self) -> str:
         return StandardSocket.__repr__(self)
 
-    def __reduce__(self) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        # From 2 on pickle asks for __getstate__, which a subclass may have.
+        return super().__reduce_ex__(max(2, operator.index(protocol)))
+
+    def __getstate__(self) -> Any:
         raise TypeError(f"cannot pickle {type(self).__name__!r} object")
 
     @property
-    def family(self) -> int:
+    def family(self) -> _stdlib.AddressFamily:
         """The address family, as the standard library's enumeration where it has one."""
         try:
             return _stdlib.AddressFamily(self._family)
         except ValueError:
-            return self._family
+            return self._family  # type: ignore[return-value]
 
     @property
-    def type(self) -> int:
+    def type(self) -> _stdlib.SocketKind:
         """The socket type, as the standard library's enumeration where it has one."""
         try:
             return _stdlib.SocketKind(self._type)
         except ValueError:
-            return self._type
-
-    @property
-    def timeout(self) -> float | None:
-        """What ``gettimeout`` returns."""
-        return self.gettimeout()
+            return self._type  # type: ignore[return-value]
 
     @property
     def stats(self) -> SocketStats:
@@ -187,8 +188,68 @@ class Socket(SendSocket):
                 out: the connection stays queued, and the socket readable. See accept4(2).
         """
         made = Socket.__new__(Socket)
-        return made, self._accept(made)
+        return made, self._accept_as(made)
 
+    @overload
+    def makefile(
+        self,
+        mode: Literal["b", "rb", "br", "wb", "bw", "rwb", "rbw", "wrb", "wbr", "brw", "bwr"],
+        buffering: Literal[0],
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> _stdlib.SocketIO: ...
+    @overload
+    def makefile(
+        self,
+        mode: Literal["rwb", "rbw", "wrb", "wbr", "brw", "bwr"],
+        buffering: Literal[-1, 1] | None = None,
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> io.BufferedRWPair: ...
+    @overload
+    def makefile(
+        self,
+        mode: Literal["b", "rb", "br"],
+        buffering: Literal[-1, 1] | None = None,
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> io.BufferedReader: ...
+    @overload
+    def makefile(
+        self,
+        mode: Literal["wb", "bw"],
+        buffering: Literal[-1, 1] | None = None,
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> io.BufferedWriter: ...
+    @overload
+    def makefile(
+        self,
+        mode: Literal["b", "rb", "br", "wb", "bw", "rwb", "rbw", "wrb", "wbr", "brw", "bwr"],
+        buffering: int,
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> io.IOBase: ...
+    @overload
+    def makefile(
+        self,
+        mode: Literal["r", "w", "rw", "wr"] = "r",
+        buffering: int | None = None,
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> io.TextIOWrapper: ...
     def makefile(
         self,
         mode: str = "r",
@@ -216,12 +277,6 @@ class Socket(SendSocket):
             TimeoutError: The peer did not read in time.
         """
         return StandardSocket.sendfile(self, file, offset, count)  # type: ignore[arg-type]
-
-    # What the two above call on the socket.
-    _check_sendfile_params = StandardSocket._check_sendfile_params  # type: ignore[attr-defined]
-    _decref_socketios = StandardSocket._decref_socketios  # type: ignore[attr-defined]
-    _sendfile_use_send = StandardSocket._sendfile_use_send  # type: ignore[attr-defined]
-    _sendfile_use_sendfile = StandardSocket._sendfile_use_sendfile  # type: ignore[attr-defined]
 
     # --- multicast --------------------------------------------------------------------------
 
@@ -303,6 +358,12 @@ class Socket(SendSocket):
         that joined gets every datagram. See SO_ATTACH_REUSEPORT_CBPF in socket(7).
         """
         _steering.steer(self, how, size)
+
+
+# What makefile and sendfile call on the socket, in this version of Python.
+for _name in vars(StandardSocket):
+    if _name.startswith("_sendfile_") or _name in ("_check_sendfile_params", "_decref_socketios"):
+        setattr(Socket, _name, getattr(StandardSocket, _name))
 
 
 def move(sock: Any, cls: Callable[..., Made]) -> Made:

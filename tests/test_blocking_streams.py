@@ -229,3 +229,93 @@ def test_batches_are_for_datagrams(unix_pair):
         assert raised.value.errno == errno.EOPNOTSUPP
     with pytest.raises(OSError, match="stream"):
         near.recv_batch(fastsock.RecvBatch())
+
+
+# --- a send that waits for room, and what ends it ---------------------------------------------
+
+
+HANDLER = """
+import signal, socket, sys, threading
+import fastsock
+kind, name = sys.argv[1:]
+cls = {"socket": socket.socket, "fastsock": fastsock.Socket}[kind]
+near, far = (cls(fileno=end.detach()) for end in socket.socketpair())
+try:
+    while True:
+        near.send(bytes(1000), socket.MSG_DONTWAIT)
+except BlockingIOError:
+    pass
+far.recv(10_000, socket.MSG_WAITALL)
+
+def handler(number, frame):
+    if name != "flag":
+        raise {"timeout": TimeoutError("mine"), "blocking": BlockingIOError("mine"), "os": OSError(5, "mine")}[name]
+
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.05)
+watchdog = threading.Timer(10, far.close)      # would end a send that goes on
+watchdog.start()
+try:
+    print("sent" if 0 < near.send(bytes(60_000)) < 60_000 else "all")
+except OSError as error:
+    print(type(error).__name__, error.args[-1])
+print("open" if far.fileno() >= 0 else "closed")
+watchdog.cancel()
+watchdog.join()
+near.close()
+far.close()
+"""
+
+
+@pytest.mark.parametrize("kind", ["socket", "fastsock"])
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("flag", "sent"), ("timeout", "TimeoutError mine"), ("blocking", "BlockingIOError mine"), ("os", "OSError mine")],
+)
+def test_a_signal_ends_a_send_that_has_made_progress(isolated, kind, name, first):
+    assert isolated(HANDLER, kind, name).splitlines() == [first, "open"]
+
+
+def test_a_reset_behind_a_partial_send_is_no_end_of_file(cls, closing):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = closing(cls(socket.AF_INET, socket.SOCK_STREAM))
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        near.connect(server.getsockname())
+        far = closing(server.accept()[0])
+    fill(near)
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sent = []
+
+    def send():
+        try:
+            sent.append(near.send(bytes(60_000)))
+        except ConnectionResetError:
+            sent.append(None)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    far.recv(4000)
+    thread.join(0.05)
+    far.close()  # RST
+    thread.join(10)
+    assert len(sent) == 1
+    if sent[0] is not None:  # it had made progress, and the reset is there for the next call
+        with pytest.raises(ConnectionResetError):
+            near.recv(1)
+
+
+@pytest.mark.skipif(not fastsock.probe().zerocopy, reason="no MSG_ZEROCOPY")
+def test_each_zero_copy_send_has_one_number():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.create_connection(server.getsockname())
+        far = server.accept()[0]
+    with fastsock.Socket.from_stdlib(near) as own, far:
+        own.setsockopt(socket.SOL_SOCKET, 60, 1)  # SO_ZEROCOPY
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        for _ in range(5):
+            thread, _ = read_all(far, 60_000)
+            assert own.send(bytes(60_000), fastsock._constants.MSG_ZEROCOPY) == 60_000
+            thread.join(10)
+        numbers = {number for record in own.recv_errors() for number in record.ids or ()}
+        assert max(numbers) == 4

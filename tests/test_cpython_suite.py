@@ -57,6 +57,17 @@ def test_what_repeats(first, again, repeats):
     assert difference(*first).repeats(difference(*again)) is repeats
 
 
+def test_a_module_without_a_pass_compares_nothing():
+    passed, skipped = suite.Result(Outcome.PASSED), suite.Result(Outcome.SKIPPED)
+    base = {"test_socket": {ID: passed}, "test_epoll": {ID: skipped}, "test_poll": {}}
+    assert suite.idle(base, dict.fromkeys(["test_socket", "test_epoll", "test_poll", "test_select"], {})) == [
+        "test_epoll",
+        "test_poll",
+        "test_select",
+    ]
+    assert suite.idle(base, {"test_socket": {}}) == []
+
+
 def test_modules_that_were_not_run_do_not_differ():
     passed, failed = suite.Result(Outcome.PASSED), suite.Result(Outcome.FAILED)
     base = {"test_socket": {ID: passed, "gone": passed, "same": failed}, "test_select": {"other": passed}}

@@ -220,6 +220,7 @@ def test_modify_to_what_is_no_number(selector, pair):
     selector.register(pair[0], EVENT_READ)
     with pytest.raises(TypeError, match="unsupported operand"):
         selector.modify(pair[0], "1")
+    assert pair[0].fileno() in selector.get_map()
 
 
 # --- the map -------------------------------------------------------------------------------------

@@ -462,7 +462,7 @@ def test_a_host_that_must_be_resolved_is_resolved_each_time(monkeypatch, host):
         asked.append(name)
         return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("127.0.0.1", 0))]
 
-    monkeypatch.setattr("socket.getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("_socket.getaddrinfo", getaddrinfo)
     with fastsock.bind_udp(("127.0.0.1", 0)) as receiver, fastsock.Socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         address = (host, receiver.getsockname()[1])
         asked.clear()

@@ -136,6 +136,11 @@ def differences(base: Suite, here: Suite) -> list[Difference]:
     return found
 
 
+def idle(base: Suite, here: Suite) -> list[str]:
+    """The modules of which no test passed on the other side."""
+    return [module for module in here if not any(result.passed for result in base.get(module, {}).values())]
+
+
 def names(waiver: str, test: str) -> bool:
     """Whether a waiver means a test: by its id, or by the end of it."""
     return f".{test}".endswith(f".{waiver}")
@@ -548,6 +553,10 @@ async def judge(
     for waiver in unneeded:
         print(f"NO NEED: {waiver} passes; its waiver can go")
     print(f"differences: {len(found)}, waived: {len(waived)}, waivers without need: {len(unneeded)}")
+    empty = idle(base, here)
+    if empty and (not selection.only or len(empty) == len(here)):
+        print(f"NOTHING PASSED there, so that nothing was compared: {', '.join(empty)}")
+        return False
     return not found and not unneeded
 
 

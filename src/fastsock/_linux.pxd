@@ -57,6 +57,12 @@ cdef extern from "<errno.h>" nogil:
         ENETUNREACH
         ENOPROTOOPT
         EOPNOTSUPP
+        EPIPE
+
+cdef extern from "<sys/time.h>" nogil:
+    struct timeval:
+        long tv_sec
+        long tv_usec
 
 cdef extern from "<time.h>" nogil:
     enum:
@@ -94,6 +100,7 @@ cdef extern from "<sys/socket.h>" nogil:
         SO_RCVBUFFORCE
         SO_RXQ_OVFL
         SO_SNDBUFFORCE
+        SO_SNDTIMEO
         SO_TIMESTAMP
         SO_TIMESTAMPING
         SO_TIMESTAMPNS

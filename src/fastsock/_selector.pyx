@@ -159,8 +159,9 @@ cdef class BaseEpollSelector:
             interest = found
             registered, fd, old_events, old_data = interest.key
             if events != old_events:
+                mask = event_mask(events)
                 try:
-                    self.epoll.control(c.EPOLL_CTL_MOD, interest.fd, event_mask(events))
+                    self.epoll.control(c.EPOLL_CTL_MOD, interest.fd, mask)
                 except BaseException:
                     self.remove(fileobj)
                     raise

@@ -17,7 +17,7 @@ from fastsock._gather cimport Buffers
 from fastsock._sockaddr cimport decode_address, encode_address
 from fastsock._socket cimport BaseSocket, integer
 from fastsock._sys cimport (
-    HOLD_GIL_BYTES, monotonic_ns, sys_recvfrom, sys_recvmsg, sys_sendmsg, sys_sendto, sys_sendto_again,
+    HOLD_GIL_BYTES, monotonic_ns, sys_recvfrom, sys_recvmsg, sys_send_rest, sys_sendmsg, sys_sendto,
 )
 
 cdef object MISSING = object()
@@ -28,11 +28,16 @@ cdef extern from "Python.h":
 
 cdef enum:
     STACK_BYTES = 2048          # recv copies a small datagram from here, and allocates once
+    # Sends that must not be tried first: one may wait for the connection, each call of the
+    # other has a number.
+    WHOLE_CALLS = c.MSG_FASTOPEN | c.MSG_ZEROCOPY
 
 
 cdef class SingleSocket(BaseSocket):
     def recv(self, Py_ssize_t bufsize, flags=0, /):
         """Receive one datagram of up to ``bufsize`` bytes, as bytes. See recv(2).
+
+        Of a stream: what is there, up to ``bufsize``; b"" when the peer has sent its last.
 
         Raises:
             BlockingIOError: Nothing was waiting on a non-blocking socket (EAGAIN).
@@ -116,16 +121,17 @@ cdef class SingleSocket(BaseSocket):
         if bufsize < 0:
             raise ValueError("negative buffer size in recvmsg()")
         cdef bytearray payload = bytearray(bufsize)
-        size, ancdata, msg_flags, address = self.recvmsg_into([payload], ancbufsize, flags)
+        size, ancdata, msg_flags, address = self.receive_message((payload,), ancbufsize, integer(flags))
         return bytes(memoryview(payload)[:size]), ancdata, msg_flags, address
 
     def recvmsg_into(self, buffers, Py_ssize_t ancbufsize=0, flags=0):
         """As ``recvmsg``, into writable ``buffers`` one after the other; the size comes first."""
+        return self.receive_message(tuple(buffers), ancbufsize, integer(flags))
+
+    cdef tuple receive_message(self, tuple targets, Py_ssize_t ancbufsize, int how):
         cdef c.sockaddr_storage storage
         cdef c.msghdr msg
         cdef Buffers held
-        cdef tuple targets = tuple(buffers)
-        cdef int how = integer(flags)
         if not 0 <= ancbufsize <= 0x7FFFFFFF:
             raise ValueError("invalid ancillary data buffer length")
         self.raise_deferred(&self.deferred_recv)
@@ -161,6 +167,8 @@ cdef class SingleSocket(BaseSocket):
     def send(self, data, flags=0, /):
         """Send one datagram to the connected peer; returns its size. See send(2).
 
+        On a stream: how many bytes the kernel took, which may be fewer.
+
         Raises:
             BlockingIOError: The send buffer of a non-blocking socket is full (EAGAIN).
             OSError: EMSGSIZE for a datagram too large, EDESTADDRREQ without a peer.
@@ -178,7 +186,10 @@ cdef class SingleSocket(BaseSocket):
             PyBuffer_Release(&view)
 
     def sendall(self, data, flags=0, /):
-        """Send all of ``data``: on a datagram socket, as ``send``. Returns None."""
+        """Send all of ``data``, whatever it takes; on a datagram socket, as ``send``. Returns None.
+
+        After an exception nothing tells how much of it went.
+        """
         cdef Py_buffer view
         cdef Py_ssize_t done = 0
         cdef int64_t deadline = monotonic_ns() + self.timeout_ns
@@ -190,7 +201,7 @@ cdef class SingleSocket(BaseSocket):
             while True:
                 done += sys_sendto(
                     &self.handle, <char *>view.buf + done, <size_t>(view.len - done), how, NULL, 0, left,
-                    view.len - done <= HOLD_GIL_BYTES,
+                    view.len - done <= HOLD_GIL_BYTES and not how & WHOLE_CALLS,
                 )
                 c.fastsock_count(&self._sent, 1)
                 if done >= view.len:
@@ -280,7 +291,7 @@ cdef class SingleSocket(BaseSocket):
     cdef int encode_peer(self, object address, c.sockaddr_storage *storage, c.socklen_t *addrlen) except -1:
         """As encode_address; the tuple that was sent to last time is not read again."""
         with cython.critical_section(self):
-            if address is self.peer and self.peer_namelen:
+            if address is self.peer and self.peer_name.ss_family == self._family:
                 memcpy(storage, &self.peer_name, self.peer_namelen)
                 addrlen[0] = self.peer_namelen
                 return 0
@@ -291,20 +302,14 @@ cdef class SingleSocket(BaseSocket):
                 memcpy(&self.peer_name, storage, addrlen[0])
         return 0
 
-    cdef ssize_t send_rest(self, const char *data, Py_ssize_t size, int flags) except -1:
-        """Of a stream that waits send(2) takes all; the first try took what there was room for.
-
-        What fails here is raised by the next call, as the kernel does behind a partial send.
-        """
-        try:
-            return sys_sendto_again(
-                &self.handle, data, <size_t>size, flags, NULL, 0, self.timeout_ns, False, self.handle.reports
-            )
-        except BlockingIOError:         # SO_SNDTIMEO has run out
-            return 0
-        except OSError as error:
-            self.deferred_send = error.errno
-            return 0
+    cdef ssize_t send_rest(self, const char *data, Py_ssize_t size, int flags) noexcept:
+        """Of a stream that waits send(2) takes all; the first try took what there was room for."""
+        cdef int error = 0
+        cdef ssize_t sent = sys_send_rest(&self.handle, data, <size_t>size, flags, &error)
+        if error and error != c.EPIPE:
+            # The socket has forgotten it now, and whoever comes next must hear of it.
+            self.deferred_send = self.deferred_recv = error
+        return sent
 
 
 # --- helpers ---------------------------------------------------------------------------------------------
@@ -322,7 +327,7 @@ cdef inline ssize_t send_bytes(
 ) except -1:
     cdef ssize_t sent = sys_sendto(
         &self.handle, data, <size_t>size, flags, addr, addrlen, self.timeout_ns,
-        size <= HOLD_GIL_BYTES and not flags & c.MSG_FASTOPEN,
+        size <= HOLD_GIL_BYTES and not flags & WHOLE_CALLS,
     )
     c.fastsock_count(&self._sent, 1)
     if sent < size and self.timeout_ns < 0 and not flags & c.MSG_DONTWAIT:

@@ -3,16 +3,18 @@
 # standard library runs for us and only for host names. Imports _linux, and _cmsg for Host.
 
 import os
-import socket as _stdlib
+
+# Below the socket module, so that what a program puts into that does not come here.
+import _socket
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.long cimport PyLong_CheckExact
+from cpython.long cimport PyLong_AsUnsignedLongMask, PyLong_CheckExact
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.unicode cimport PyUnicode_CheckExact
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset, strlen
 from fastsock cimport _linux as c
 from fastsock._cmsg cimport Host
@@ -53,12 +55,12 @@ cdef bytes host_bytes(object host):
 cdef object resolve(int family, bytes host):
     """The first address that getaddrinfo gives, as its tuple; raises socket.gaierror."""
     if host == b"":
-        return _stdlib.getaddrinfo(None, 0, family, c.SOCK_DGRAM, 0, _stdlib.AI_PASSIVE)[0][4]
+        return _socket.getaddrinfo(None, 0, family, c.SOCK_DGRAM, 0, _socket.AI_PASSIVE)[0][4]
     if host == b"<broadcast>":
         if family != c.AF_INET:
             raise OSError("address family mismatched")
         return ("255.255.255.255", 0)
-    return _stdlib.getaddrinfo(host, 0, family, c.SOCK_DGRAM)[0][4]
+    return _socket.getaddrinfo(host, 0, family, c.SOCK_DGRAM)[0][4]
 
 
 cdef bint is_numeric(int family, object host, void *binary) except -1:
@@ -152,10 +154,16 @@ cdef int encode_unix(object address, c.sockaddr_un *sun, c.socklen_t *addrlen) e
     return 0
 
 
+cdef uint32_t masked(object value) except? 0:
+    """The low 32 bits, as the standard library takes them: -1 is every bit."""
+    return <uint32_t>PyLong_AsUnsignedLongMask(PyNumber_Index(value))
+
+
 cdef int encode_netlink(object address, str caller, c.sockaddr_nl *snl, c.socklen_t *addrlen) except -1:
     if not isinstance(address, tuple) or len(<tuple>address) != 2:
         raise TypeError(f"{caller}(): AF_NETLINK address must be a pair (pid, groups)")
-    snl.nl_pid, snl.nl_groups = PyNumber_Index((<tuple>address)[0]), PyNumber_Index((<tuple>address)[1])
+    snl.nl_pid = masked((<tuple>address)[0])
+    snl.nl_groups = masked((<tuple>address)[1])
     addrlen[0] = sizeof(c.sockaddr_nl)
     return 0
 
@@ -163,7 +171,8 @@ cdef int encode_netlink(object address, str caller, c.sockaddr_nl *snl, c.sockle
 cdef int encode_vsock(object address, str caller, c.sockaddr_vm *svm, c.socklen_t *addrlen) except -1:
     if not isinstance(address, tuple) or len(<tuple>address) != 2:
         raise TypeError(f"{caller}(): AF_VSOCK address must be a pair (CID, port)")
-    svm.svm_cid, svm.svm_port = PyNumber_Index((<tuple>address)[0]), PyNumber_Index((<tuple>address)[1])
+    svm.svm_cid = masked((<tuple>address)[0])
+    svm.svm_port = masked((<tuple>address)[1])
     addrlen[0] = sizeof(c.sockaddr_vm)
     return 0
 
@@ -176,12 +185,12 @@ cdef int encode_packet(object address, str caller, c.sockaddr_ll *sll, c.socklen
     if len(hardware) > 8:
         raise ValueError("Hardware address must be 8 bytes or less")
     try:
-        sll.sll_ifindex = _stdlib.if_nametoindex(name)
+        sll.sll_ifindex = _socket.if_nametoindex(name)
     except OSError:
         raise OSError(c.ENODEV, f"no interface named {name!r}") from None
     sll.sll_protocol = c.htons(<int>bounded(protocol, 0xFFFF, caller, "proto"))
-    sll.sll_pkttype = <unsigned char>PyNumber_Index(pkttype)
-    sll.sll_hatype = <unsigned short>PyNumber_Index(hatype)
+    sll.sll_pkttype = <unsigned char>masked(pkttype)
+    sll.sll_hatype = <unsigned short>masked(hatype)
     sll.sll_halen = <unsigned char>len(hardware)
     memcpy(sll.sll_addr, <const char *><bytes>hardware, len(hardware))
     addrlen[0] = sizeof(c.sockaddr_ll)
@@ -268,7 +277,7 @@ cdef object decode_address(const c.sockaddr_storage *storage, size_t addrlen):
 
 cdef object decode_packet(const c.sockaddr_ll *sll, size_t addrlen):
     try:
-        name = _stdlib.if_indextoname(sll.sll_ifindex)
+        name = _socket.if_indextoname(sll.sll_ifindex)
     except OSError:
         name = ""                       # it is gone by now, or the socket is bound to none
     size = min(<size_t>sll.sll_halen, sizeof(sll.sll_addr), addrlen - HARDWARE_OFFSET)

@@ -15,7 +15,7 @@ cdef class BaseSocket:
 
     # Files of makefile that are open: the descriptor is closed behind the last of them.
     cdef public int _io_refs
-    cdef readonly bint _closed
+    cdef public bint _closed
 
     # How calls wait: -1 in the kernel, 0 not at all, else nanoseconds.
     cdef int64_t timeout_ns
@@ -53,6 +53,7 @@ cdef class BaseSocket:
 
     cdef int open(self, int family, int type, int proto, object fileno) except -1
     cdef int adopt(self, int fd, int family, int type, int proto) except -1
+    cdef int set_timeout(self, object timeout) except -1
     cdef int release(self) except -1
     cdef int learn_options(self, int level=*, int name=*, int taken=*) except -1
     cdef list read_errors(self)

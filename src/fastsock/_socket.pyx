@@ -116,7 +116,7 @@ cdef class BaseSocket:
         if type & c.SOCK_NONBLOCK:
             self.timeout_ns = 0
         elif default is not None:
-            self.settimeout(default)
+            self.set_timeout(default)
         return 0
 
     def __del__(self):
@@ -144,7 +144,11 @@ cdef class BaseSocket:
         """
         self._closed = True
         if self._io_refs <= 0:
-            self.release()
+            self._real_close()
+
+    def _real_close(self):
+        """Close the descriptor, files of ``makefile`` or not."""
+        self.release()
 
     cdef int release(self) except -1:
         cdef int fd = c.fastsock_exchange(&self.handle.fd, -1)
@@ -162,6 +166,9 @@ cdef class BaseSocket:
         Raises:
             ValueError: ``timeout`` is negative or not a number.
         """
+        self.set_timeout(timeout)
+
+    cdef int set_timeout(self, object timeout) except -1:
         cdef int64_t ns
         if timeout is None:
             ns = -1
@@ -177,6 +184,7 @@ cdef class BaseSocket:
             ns = min(math.ceil(seconds * 1_000_000_000), 1 << 62)
         sys_set_nonblocking(self.handle.fd, ns >= 0)
         self.timeout_ns = ns
+        return 0
 
     def gettimeout(self):
         """Return the time-out in seconds, or None when calls wait without end."""
@@ -184,7 +192,12 @@ cdef class BaseSocket:
 
     def setblocking(self, flag):
         """As ``settimeout(None)`` where ``flag`` is true, else as ``settimeout(0)``."""
-        self.settimeout(None if flag else 0)
+        self.set_timeout(None if flag else 0)
+
+    @property
+    def timeout(self):
+        """What ``gettimeout`` returns."""
+        return None if self.timeout_ns < 0 else self.timeout_ns / 1e9
 
     def getblocking(self):
         """Return False where calls never wait."""
@@ -207,7 +220,18 @@ cdef class BaseSocket:
         """
         sys_listen(self.handle.fd, min(c.SOMAXCONN, 128) if backlog is None else max(0, integer(backlog)))
 
-    def _accept(self, BaseSocket made not None):
+    def _accept(self):
+        """Wait for a connection; returns ``(fd, address)``, for a class with an ``accept`` of its own."""
+        cdef c.sockaddr_storage storage
+        cdef c.socklen_t addrlen = sizeof(storage)
+        cdef int fd = sys_accept(&self.handle, <c.sockaddr *>&storage, &addrlen, self.timeout_ns)
+        try:
+            return fd, decode_address(&storage, addrlen)
+        except BaseException:
+            sys_close(fd)
+            raise
+
+    def _accept_as(self, BaseSocket made not None):
         """Wait for a connection, open ``made``, which is new, on it, and return its address. See accept4(2).
 
         What the kernel would tell of the descriptor is known from the socket that listens.

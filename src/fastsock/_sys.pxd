@@ -82,6 +82,7 @@ cdef ssize_t sys_sendto_again(
     Handle *handle, const void *buf, size_t size, int flags, const c.sockaddr *addr, c.socklen_t addrlen,
     int64_t timeout_ns, bint tried, uint64_t reports,
 ) except -1
+cdef ssize_t sys_send_rest(Handle *handle, const char *data, size_t size, int flags, int *error) noexcept
 cdef ssize_t sys_recvmsg(Handle *handle, c.msghdr *msg, int flags, int64_t timeout_ns, bint hold_gil) except -1
 cdef ssize_t sys_sendmsg(
     Handle *handle, c.msghdr *msg, int flags, int64_t timeout_ns, bint hold_gil, int *error

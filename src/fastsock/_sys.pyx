@@ -271,7 +271,8 @@ cdef int sys_accept(Handle *handle, c.sockaddr *addr, c.socklen_t *addrlen, int6
         if rc >= 0:
             return rc
         if err == c.EAGAIN and timeout_ns > 0:
-            continue            # another process took it
+            w.wakeups = 0       # another process took it, as often as it likes
+            continue
         c.errno = err
         resume(handle, c.POLLIN, 0, &w)
 
@@ -385,6 +386,50 @@ cdef ssize_t sys_sendto_again(
         if rc >= 0:
             return rc
         block = resume(handle, c.POLLOUT, flags, &w) or long_call
+
+
+cdef ssize_t sys_send_rest(Handle *handle, const char *data, size_t size, int flags, int *error) noexcept:
+    """Go on with a send on a blocking stream that has made progress; returns what went beyond it.
+
+    As the kernel would have: until all is taken, or a signal comes, or an error, or SO_SNDTIMEO has
+    run out. None of them is raised, because of the progress. An error is left on the socket, for the
+    next call of whatever kind: only where it comes between ppoll and sendto it is taken, and in `error`.
+    """
+    cdef c.pollfd poll
+    cdef c.timeval longest
+    cdef c.timespec most, pause
+    cdef c.timespec *limit = NULL
+    cdef c.socklen_t room = sizeof(longest)
+    cdef size_t done = 0
+    cdef ssize_t rc
+    if c.getsockopt(handle.fd, c.SOL_SOCKET, c.SO_SNDTIMEO, &longest, &room) == 0 and (
+        longest.tv_sec or longest.tv_usec
+    ):
+        most.tv_sec = longest.tv_sec
+        most.tv_nsec = longest.tv_usec * 1000
+        limit = &most
+    while done < size:
+        poll.fd = handle.fd
+        poll.events = c.POLLOUT
+        poll.revents = 0
+        if poll.fd < 0:
+            break
+        with nogil:
+            rc = c.ppoll(&poll, 1, limit, NULL)
+        if rc <= 0 or poll.revents & ~c.POLLOUT:
+            break
+        rc = c.sendto(handle.fd, data + done, size - done, flags | c.MSG_DONTWAIT, NULL, 0)
+        if rc >= 0:
+            done += <size_t>rc
+        elif c.errno == c.EAGAIN:       # no memory, though there is room: not to spin
+            pause.tv_sec = 0
+            pause.tv_nsec = RETRY_NS
+            with nogil:
+                c.ppoll(NULL, 0, &pause, NULL)
+        else:
+            error[0] = c.errno
+            break
+    return <ssize_t>done
 
 
 cdef ssize_t sys_recvmsg(Handle *handle, c.msghdr *msg, int flags, int64_t timeout_ns, bint hold_gil) except -1:
