@@ -11,7 +11,7 @@ import socket as _stdlib
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -32,7 +32,14 @@ class Setup:
     reuse_address: bool = False
     reuse_port: bool = False
     dualstack_ipv6: bool | None = None  # None leaves it as the kernel has it
-    groups: Sequence[tuple[str, str | int | None, str | None]] = ()
+    groups: Sequence[tuple[str, str | int | None, str | None]] = field(default_factory=list)
+
+    def differs_from(self, other: Setup) -> list[str]:
+        """The names of what is not as in another."""
+        own, others = asdict(self), asdict(other)
+        own.update(own.pop("options"))
+        others.update(others.pop("options"))
+        return [name for name, value in own.items() if value != others[name]]
 
     def choose_family(self, family: int | None, address: Any) -> int | None:
         """The family that the other arguments leave to the resolver."""

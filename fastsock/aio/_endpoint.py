@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import os
 import socket as _stdlib
 import stat
@@ -16,8 +16,22 @@ from fastsock._sock import Socket
 from fastsock._udp import Setup, at_address
 from fastsock.aio._transport import READ_DATAGRAMS, READ_US, DatagramTransport
 
+logger = logging.getLogger("asyncio")
 ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
 Pair = tuple[Any, Any]
+PLAIN = Options(
+    gso=True,
+    gro=True,
+    timestamps=None,
+    pktinfo=False,
+    ecn=False,
+    ttl=False,
+    drop_counter=False,
+    error_queue=False,
+    transmit_timestamps=None,
+    txtime=None,
+)
+"""The options of an endpoint that is given none."""
 
 
 async def create_datagram_endpoint(
@@ -101,6 +115,8 @@ async def create_datagram_endpoint(
     )
     peer = None
     if sock is not None:
+        if sock.type == _stdlib.SOCK_STREAM:
+            raise ValueError(f"A datagram socket was expected, got {sock!r}")
         given = {
             "local_addr": local_addr,
             "remote_addr": remote_addr,
@@ -110,11 +126,13 @@ async def create_datagram_endpoint(
             "reuse_port": reuse_port,
             "allow_broadcast": allow_broadcast,
         }
-        if any(given.values()):
-            problems = ", ".join(f"{name}={value}" for name, value in given.items() if value)
-            raise ValueError(f"socket modifier keyword arguments can not be used when sock is specified. ({problems})")
-        if sock.type == _stdlib.SOCK_STREAM:
-            raise ValueError(f"A datagram socket was expected, got {sock!r}")
+        problems = [f"{name}={value}" for name, value in given.items() if value]
+        problems += [name for name in setup.differs_from(Setup(PLAIN)) if name != "reuse_port"]
+        if problems:
+            raise ValueError(
+                f"socket modifier keyword arguments can not be used when sock is specified. ({', '.join(problems)})"
+            )
+        sock.setblocking(False)
         own = sock if isinstance(sock, Socket) else Socket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
         own.setblocking(False)
     else:
@@ -189,9 +207,14 @@ async def resolve(loop: asyncio.AbstractEventLoop, address: Any, family: int, pr
 
 def remove_stale(path: str) -> None:
     """Remove the socket that an earlier server has left, as asyncio does."""
-    with contextlib.suppress(FileNotFoundError):
+    try:
         if stat.S_ISSOCK(os.stat(path).st_mode):
             os.remove(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        # A directory may let sockets be made and nothing else; bind() decides.
+        logger.error("Unable to check or remove stale UNIX socket %r: %r", path, error)
 
 
 def open_first(

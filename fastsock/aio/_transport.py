@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket as _stdlib
 import warnings
 from collections.abc import Iterator
 from itertools import islice
@@ -23,8 +24,9 @@ READ_US = 1000
 FEW = 16
 MANY = 64
 """Messages per receive: few as long as they are joined by GRO, or that many are seldom there; each takes memory."""
-SLICE = 32
-"""Datagrams that a protocol is given between two looks at the clock."""
+FIRST_SLICE = 8
+LONGEST_SLICE = 32
+"""Datagrams that a protocol is given between two looks at the clock; fewer where it is slow."""
 MOST_QUEUED = 1024
 """Datagrams that are sent at once: what sendmmsg takes."""
 OVERHEAD = 8
@@ -75,6 +77,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._arrived: list[Any] = []
         self._next = 0
         self._slice: Iterator[Any] = iter(())
+        self._slice_size = FIRST_SLICE
         self._arrived_as_batch = False
         self._batch: RecvBatch | None = None
         self._vlen = FEW
@@ -90,6 +93,8 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._flushing = False
         self._blocked = False  # whether the loop waits for room to send
 
+        # libuv stops watching a descriptor at the first POLLERR, which is an ICMP error here.
+        self._goes_deaf = not isinstance(loop, asyncio.BaseEventLoop)
         self._write_paused = False
         self._closing = False
         self._lost = 0  # not 0 once connection_lost is scheduled
@@ -139,7 +144,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._set_arrived([])
         if self._payloads and not self._blocked:
             self._flush()
-        if not self._payloads:
+        elif not self._payloads:
             self._lose(None)
 
     def abort(self) -> None:
@@ -179,6 +184,19 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._reading = False
             self._loop.remove_reader(self._fd)
 
+    def _rearm_soon(self) -> None:
+        if self._goes_deaf:
+            self._loop.call_soon(self._rearm)
+
+    def _rearm(self) -> None:
+        """Watch again, from outside of the reader's callback: uvloop ends the old watch behind it."""
+        if self._reading:
+            self._loop.remove_reader(self._fd)
+            self._loop.add_reader(self._fd, self._read_ready)
+        if self._blocked:
+            self._loop.remove_writer(self._fd)
+            self._loop.add_writer(self._fd, self._write_ready)
+
     def _continue_soon(self) -> None:
         if not self._continuing:
             self._continuing = True
@@ -198,6 +216,8 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def _read_ready(self) -> None:
         """Receive and deliver, up to the limits of one pass."""
+        if self._continuing:
+            return  # _go_on has this pass
         deadline = perf_counter_ns() + self._read_ns
         left = self._read_datagrams
         if not self._deliver(deadline):
@@ -209,10 +229,11 @@ class DatagramTransport(asyncio.DatagramTransport):
             except (BlockingIOError, InterruptedError):
                 if left == self._read_datagrams:
                     self._report_records()  # an error queue keeps the socket ready until it is empty
+                    self._rearm_soon()
                 return
             except OSError as error:
-                self._report(error)
-                self._report_records()
+                self._report_records(error)
+                self._rearm_soon()
                 return
             if not self._deliver(deadline):
                 break
@@ -247,6 +268,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         What pause_reading, close and set_protocol leave of a slice is nothing: so nothing need be asked
         for each datagram.
         """
+        began = 0
         while True:
             try:
                 self._deliver_slice(self._protocol)
@@ -264,22 +286,33 @@ class DatagramTransport(asyncio.DatagramTransport):
             if self._next >= len(self._arrived):
                 self._arrived = []  # nobody holds the payloads from here on: recv_many may use them again
                 return True
-            if perf_counter_ns() >= deadline:
+            now = perf_counter_ns()
+            if now >= deadline:
                 self._continue_soon()
                 return False
-            self._slice = iter(self._arrived[self._next : self._next + SLICE])
-            self._next += SLICE
+            if began:
+                # So many that the clock is looked at about four times in a pass.
+                self._slice_size = min(LONGEST_SLICE, self._slice_size * self._read_ns // (4 * (now - began + 1)) + 1)
+            began = now
+            self._slice = iter(self._arrived[self._next : self._next + self._slice_size])
+            self._next += self._slice_size
 
     def _deliver_slice(self, protocol: Any) -> None:
         if self._arrived_as_batch:
             for batch in self._slice:
                 protocol.datagrams_received(batch)
-        elif self._connected:
-            received, peer = protocol.datagram_received, self._extra["peername"]
+            return
+        try:
+            received = protocol.datagram_received
+        except AttributeError:
+            if next(self._slice, None) is not None:  # it goes behind this datagram, as behind any that fails
+                raise
+            return
+        if self._connected:
+            peer = self._extra["peername"]
             for payload in self._slice:
                 received(payload, peer)
         else:
-            received = protocol.datagram_received
             for payload, address in self._slice:
                 received(payload, address)
 
@@ -316,21 +349,25 @@ class DatagramTransport(asyncio.DatagramTransport):
         elif self._queued > self._high_water or len(self._payloads) >= MOST_QUEUED:
             self._flush()
             self._pause_writing()
-        elif not self._flush_soon:
-            self._flush_soon = True
-            self._loop.call_soon(self._flush_queued)
+        else:
+            self._schedule_flush()
 
     def flush(self) -> None:
         """Send what is queued now, without waiting for the end of this pass; never blocks."""
         if self._payloads and not self._blocked:
             self._flush()
 
+    def _schedule_flush(self) -> None:
+        if not self._flush_soon:
+            self._loop.call_soon(self._flush_queued)
+            self._flush_soon = True
+
     def _flush_queued(self) -> None:
         self._flush_soon = False
         self.flush()
 
     def _flush(self) -> None:
-        """Send until nothing is left, or there is no room."""
+        """Send what is queued until there is no room."""
         if self._flushing:
             return  # the protocol was told of an error, and sends again: it joins the queue
         self._flushing = True
@@ -338,38 +375,73 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._send_queued()
         finally:
             self._flushing = False
+            if self._payloads and not self._blocked and not self._lost:
+                self._schedule_flush()  # what the protocol sent meanwhile, in the next pass
+        if not self._payloads:
+            if self._blocked:
+                self._blocked = False
+                self._loop.remove_writer(self._fd)
+            if self._closing:
+                self._lose(None)
         self._resume_writing()
-        if self._blocked and not self._payloads:
-            self._blocked = False
-            self._loop.remove_writer(self._fd)
         self._report_kept()
 
     def _send_queued(self) -> None:
-        while self._payloads and self._sock is not None:
+        """Send what is in the queue now, and not what is told of errors adds to it."""
+        left = len(self._payloads)
+        while left > 0 and self._payloads:
+            assert self._sock is not None
             try:
                 if self._connected:
                     sent = self._sock.send_many(self._payloads)
                 else:
                     sent = self._sock.sendto_many(self._payloads, self._peers)
             except (BlockingIOError, InterruptedError):
-                if not self._blocked:
-                    self._blocked = True
-                    self._loop.add_writer(self._fd, self._write_ready)
+                self._wait_for_room()
                 return
-            except OSError as error:
-                self._forget(1)  # the first of them was refused
-                self._report(error)
             except (SystemExit, KeyboardInterrupt):
                 raise
-            except BaseException as error:  # an address that is none
-                self._forget(1)
-                self._tell("a datagram could not be sent", error)
-            else:
-                self._forget(sent)
+            except BaseException as error:
+                if isinstance(error, OSError) and not isinstance(error, _stdlib.gaierror):
+                    self._forget(1)  # the first of them was refused
+                    self._report_records(error)
+                    left -= 1
+                    continue
+                sent = self._send_up_to_no_address(self._sock)  # one of them has an address that is none
+                if self._blocked:
+                    return
+            self._forget(sent)
+            left -= sent
+
+    def _send_up_to_no_address(self, sock: Socket) -> int:
+        """Send one by one as far as there are addresses; the first that is none is dropped, and told of."""
+        for count, (payload, peer) in enumerate(zip(self._payloads, self._peers, strict=True)):
+            try:
+                sock.sendto(payload, peer)
+            except (BlockingIOError, InterruptedError):
+                self._forget(count)
+                self._wait_for_room()
+                return 0
+            except (SystemExit, KeyboardInterrupt):
+                self._forget(count)
+                raise
+            except BaseException as error:
+                self._forget(count + 1)
+                if isinstance(error, OSError):
+                    self._report_records(error)
+                else:
+                    self._tell("a datagram could not be sent", error)
+                return 0
+        return len(self._payloads)
+
+    def _wait_for_room(self) -> None:
+        if not self._blocked:
+            self._blocked = True
+            self._loop.add_writer(self._fd, self._write_ready)
 
     def _forget(self, count: int) -> None:
         """Take the first `count` datagrams off the queue."""
-        if count == len(self._payloads):
+        if count >= len(self._payloads):
             self._queued = 0
         else:
             self._queued -= sum(map(len, islice(self._payloads, count))) + OVERHEAD * count
@@ -377,8 +449,6 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def _write_ready(self) -> None:
         self._flush()
-        if self._closing and not self._payloads:
-            self._lose(None)
 
     # --- the limits of the queue ----------------------------------------------------------------
 
@@ -425,18 +495,19 @@ class DatagramTransport(asyncio.DatagramTransport):
         """Records that a call came upon: the socket is not ready for them any more."""
         if self._sock is not None and self._sock._errors_kept:
             self._report_records()
+            self._rearm_soon()
 
-    def _report_records(self) -> None:
-        """Empty the error queue: what is an error goes to error_received."""
-        if self._sock is None:
-            return
-        try:
-            records = self._sock.recv_errors()
-        except OSError:
-            return
-        for record in records:
-            if record.errno:
-                self._report(to_error(record))
+    def _report_records(self, met: OSError | None = None) -> None:
+        """Empty the error queue: what is an error goes to error_received, and so does what a call met.
+
+        It met what the kernel also queued, where there is such a record: that says more.
+        """
+        records = self._sock.recv_errors() if self._sock is not None else []
+        errors = [to_error(record) for record in records if record.errno]
+        if met is not None and all(error.errno != met.errno for error in errors):
+            self._report(met)
+        for error in errors:
+            self._report(error)
 
     def _call(self, callback: Any, *arguments: Any) -> None:
         """Call the protocol; what it raises goes to the loop's exception handler."""
