@@ -20,6 +20,8 @@ import pytest
 import fastsock
 from fastsock import _constants
 
+pytest_plugins = ["endpoints"]
+
 
 def open_descriptors() -> set[tuple[int, str]]:
     """(fd, what it is) for every open descriptor, but the files that pytest captures into."""
