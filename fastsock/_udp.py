@@ -34,12 +34,11 @@ class Setup:
     dualstack_ipv6: bool | None = None  # None leaves it as the kernel has it
     groups: Sequence[tuple[str, str | int | None, str | None]] = field(default_factory=list)
 
-    def differs_from(self, other: Setup) -> list[str]:
-        """The names of what is not as in another."""
-        own, others = asdict(self), asdict(other)
-        own.update(own.pop("options"))
-        others.update(others.pop("options"))
-        return [name for name, value in own.items() if value != others[name]]
+    def differences(self, other: Setup) -> dict[str, Any]:
+        """What is not as in another, by the names of the arguments."""
+        own, others = ({**asdict(setup), **asdict(setup.options), "multicast": setup.groups} for setup in (self, other))
+        names = own.keys() - {"options", "groups"}
+        return {name: own[name] for name in sorted(names) if own[name] != others[name]}
 
     def choose_family(self, family: int | None, address: Any) -> int | None:
         """The family that the other arguments leave to the resolver."""

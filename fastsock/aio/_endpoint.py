@@ -126,12 +126,10 @@ async def create_datagram_endpoint(
             "reuse_port": reuse_port,
             "allow_broadcast": allow_broadcast,
         }
-        problems = [f"{name}={value}" for name, value in given.items() if value]
-        problems += [name for name in setup.differs_from(Setup(PLAIN)) if name != "reuse_port"]
-        if problems:
-            raise ValueError(
-                f"socket modifier keyword arguments can not be used when sock is specified. ({', '.join(problems)})"
-            )
+        given = {name: value for name, value in given.items() if value} | setup.differences(Setup(PLAIN))
+        if given:
+            problems = ", ".join(f"{name}={value}" for name, value in given.items())
+            raise ValueError(f"socket modifier keyword arguments can not be used when sock is specified. ({problems})")
         sock.setblocking(False)
         own = sock if isinstance(sock, Socket) else Socket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
         own.setblocking(False)

@@ -115,8 +115,10 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def __del__(self) -> None:
         if getattr(self, "_sock", None) is not None:
-            warnings.warn(f"unclosed transport {self!r}", ResourceWarning, stacklevel=1, source=self)
-            self._close_socket()
+            try:
+                warnings.warn(f"unclosed transport {self!r}", ResourceWarning, stacklevel=1, source=self)
+            finally:
+                self._close_socket()
 
     # --- what asyncio.BaseTransport has -------------------------------------------------------
 
@@ -238,7 +240,7 @@ class DatagramTransport(asyncio.DatagramTransport):
             if not self._deliver(deadline):
                 break
             left -= count
-            if not more:
+            if not more or (self._in_batches and left < self._vlen):
                 break
         self._report_kept()
 
