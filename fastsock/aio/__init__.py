@@ -6,6 +6,14 @@ sockets to await; ``EventLoop`` makes an existing program use both without a cha
 
 from fastsock.aio._endpoint import create_datagram_endpoint
 from fastsock.aio._loop import EventLoop
+from fastsock.aio._sockets import AsyncSocket, bind_udp, connect_udp
 from fastsock.aio._transport import DatagramTransport
 
-__all__ = ["DatagramTransport", "EventLoop", "create_datagram_endpoint"]
+__all__ = [
+    "AsyncSocket",
+    "DatagramTransport",
+    "EventLoop",
+    "bind_udp",
+    "connect_udp",
+    "create_datagram_endpoint",
+]

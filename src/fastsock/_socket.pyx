@@ -517,6 +517,17 @@ cdef class BaseSocket:
         error[0] = self.reported
         return False
 
+    def _keep_errors(self):
+        """Empty the error queue into what ``recv_errors`` will return; raises what a call would have failed with.
+
+        For those who wait elsewhere than in a call: POLLERR stays up until the queue is empty.
+        """
+        cdef uint64_t seen = self.handle.reports
+        cdef int owed = 0
+        self.absorb_errors(&seen, &owed)
+        if owed:
+            raise_errno(owed)
+
     @property
     def _errors_kept(self):
         """Records that ``recv_errors`` would return without asking the kernel."""
