@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 from conftest import needs, needs_ipv6
-from examples import MARK, Session, read_sessions
+from doc_examples import MARK, Session, read_sessions
 from tracing import Call, trace
 
 ROOT = Path(__file__).parent.parent
 CHAPTER = ROOT / "docs" / "sockets.md"
 DOCUMENTS = [CHAPTER, ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "reference.md"]
 
-RUN = "import sys\nfrom examples import run_session\nrun_session(*sys.argv[1:])"
-TRACED = "from examples import run_session\nrun_session({path!r}, {title!r}, marks=True)"
+RUN = "import sys\nfrom doc_examples import run_session\nrun_session(*sys.argv[1:])"
+TRACED = "from doc_examples import run_session\nrun_session({path!r}, {title!r}, marks=True)"
 TRACED_CALLS = "%network,ppoll,close"  # close for the marks alone: imports and tracebacks read files
 
 WANTED = {
