@@ -81,9 +81,12 @@ class Sample:
 
 
 @contextmanager
-def flooded(link: Link, cpu: int | None) -> Iterator[ctypes.c_int64]:
-    """Have a child send to the link until the end of the block; gives its count of datagrams sent."""
-    shared = mmap.mmap(-1, mmap.PAGESIZE)
+def flooded(link: Link, cpu: int | None, fd: int = -1) -> Iterator[ctypes.c_int64]:
+    """Have a child send to the link until the end of the block; gives its count of datagrams sent.
+
+    The count is also the beginning of the file `fd`, a page long, if there is one.
+    """
+    shared = mmap.mmap(fd, mmap.PAGESIZE)
     sent = ctypes.c_int64.from_buffer(shared)
     native.library()
     child = os.fork()
