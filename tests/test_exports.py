@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fastsock
+import fastsock.aio
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(fastsock.__file__).parent
@@ -71,6 +72,11 @@ def test_docstrings(name):
             assert getattr(thing, attribute).__doc__, f"{name}.{attribute}"
 
 
+def test_docstrings_of_the_async_socket():
+    for attribute in public(dir(fastsock.aio.AsyncSocket)):
+        assert getattr(fastsock.aio.AsyncSocket, attribute).__doc__, attribute
+
+
 @pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documents are not beside the tests")
 def test_the_reference_names_everything():
     words = set(re.findall(r"\w+", (ROOT / "docs" / "reference.md").read_text()))
@@ -81,3 +87,4 @@ def test_the_reference_names_everything():
             assert public(dir(thing)) - public(dir(tuple)) <= words, name
         elif inspect.isfunction(thing):
             assert set(inspect.signature(thing).parameters) <= words, name
+    assert public(dir(fastsock.aio.AsyncSocket)) <= words

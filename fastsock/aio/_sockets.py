@@ -235,7 +235,7 @@ class AsyncSocket:
                     self._alarm.register(self._sock, 0)  # POLLERR needs no asking
                 else:
                     self._alarm.modify(self._sock, 0)
-                await turn.wait(self._alarm.fileno())
+                await turn.wait(self._alarm)
         finally:
             turn.end()
 
@@ -253,7 +253,7 @@ class AsyncSocket:
             turn = Turn(self._reading, trio)
             try:
                 while True:
-                    await turn.wait(self._sock.fileno())
+                    await turn.wait(self._sock)
                     self._ran_ns = perf_counter_ns()
                     try:
                         return call(*args, **kwargs)
@@ -370,7 +370,7 @@ class AsyncSocket:
                             return done
                         await self._start()
                         continue
-                    await turn.wait(self._sock.fileno())
+                    await turn.wait(self._sock)
                     self._ran_ns = perf_counter_ns()
             finally:
                 turn.end()

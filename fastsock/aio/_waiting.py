@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastsock._epoll import Epoll
+    from fastsock._sock import Socket
 
 # Readiness may be false for good: an unconnected AF_UNIX socket is writable whatever its peer's queue. As in _sys,
 # after so many futile wake-ups a call tries again every millisecond.
@@ -87,7 +91,7 @@ class Side:
         """Watch no more; only once, because the number may be another descriptor's by then."""
         loop, fd = self.loop, self.fd
         self.loop, self.fd = None, -1
-        if loop is not None and not loop.is_closed():
+        if loop is not None:
             (loop.remove_writer if self.writing else loop.remove_reader)(fd)
 
     def interrupt(self) -> None:
@@ -115,13 +119,14 @@ class Turn:
         await self.side.acquire(self.trio)
         self.held = True
 
-    async def wait(self, fd: int) -> None:
-        """Wait until it is worth trying again."""
+    async def wait(self, waited: Socket | Epoll) -> None:
+        """Wait until it is worth trying again: until ``waited`` is ready, closed, or free for this call."""
         if not self.held:
             behind = self.side.is_taken()
             await self.queue()
             if behind:
                 return
+        fd = waited.fileno()
         if fd < 0:
             return
         if self.wakeups < FUTILE_WAKEUPS:
