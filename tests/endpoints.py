@@ -5,8 +5,10 @@ asyncio's own endpoint, and says what both do.
 """
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,8 @@ except ImportError:  # no wheel for this interpreter
 
 LOCAL = ("127.0.0.1", 0)
 DEADLINE_S = 20
+OVERHEAD = 8
+"""What a queued datagram counts beside its payload."""
 
 
 class Recorder(asyncio.DatagramProtocol):
@@ -179,6 +183,15 @@ def recorder(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture
+def unix_far(tmp_path: Path) -> Iterator[socket.socket]:
+    """A plain AF_UNIX socket; nobody can send to it while about ten datagrams wait."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "far"))
+        sock.setblocking(False)
+        yield sock
+
+
+@pytest.fixture
 def far() -> Iterator[socket.socket]:
     """A plain socket at the other end, which waits 10 s at most."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -190,3 +203,32 @@ def far() -> Iterator[socket.socket]:
 def count_payloads(count: int, start: int = 0) -> list[bytes]:
     """Payloads of different sizes that name their place."""
     return [b"%d" % number + b"." * (number % 7) for number in range(start, start + count)]
+
+
+def send_all(far: socket.socket, address: Any, payloads: list[bytes]) -> None:
+    for payload in payloads:
+        far.sendto(payload, address)
+
+
+def receive_now(sock: socket.socket, most: int = 10_000) -> list[bytes]:
+    """What waits at a socket that does not."""
+    found: list[bytes] = []
+    with contextlib.suppress(BlockingIOError):
+        while len(found) < most:
+            found.append(sock.recv(70000))
+    return found
+
+
+async def open_full(
+    endpoints: Endpoints, unix_far: socket.socket, protocol: Any = Recorder, size: int = 1
+) -> tuple[Any, int]:
+    """An endpoint whose peer takes no more, and how many datagrams of `size` bytes it took; one more is queued."""
+    near = await endpoints.open(protocol, None, family=socket.AF_UNIX, remote_addr=unix_far.getsockname())
+    taken = 0
+    while True:
+        near.transport.sendto(b"f" * size)
+        if endpoints.ours:
+            near.transport.flush()
+        if near.transport.get_write_buffer_size():
+            return near, taken
+        taken += 1
