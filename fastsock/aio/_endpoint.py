@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from fastsock._multicast import Group, list_groups
-from fastsock._options import Clock, Options, Stamps
+from fastsock._options import Options, Stamps
 from fastsock._sock import Socket
 from fastsock._udp import Setup, at_address
 from fastsock.aio._transport import READ_DATAGRAMS, READ_US, DatagramTransport
@@ -58,7 +58,6 @@ async def create_datagram_endpoint(
     drop_counter: bool = False,
     error_queue: bool = False,
     transmit_timestamps: bool | Stamps | None = None,
-    txtime: Clock | None = None,
     multicast: Group | Iterable[Group] | None = None,
     read_datagrams: int = READ_DATAGRAMS,
     read_us: int = READ_US,
@@ -75,7 +74,7 @@ async def create_datagram_endpoint(
             closes it.
         dualstack_ipv6: As in ``bind_udp``; None leaves IPV6_V6ONLY as the kernel has it.
         reuse_address, rcvbuf, sndbuf, gso, gro, timestamps, pktinfo, ecn, ttl, drop_counter, error_queue,
-            transmit_timestamps, txtime, multicast: As in ``bind_udp``, but that ``gro`` is on: nothing but
+            transmit_timestamps, multicast: As in ``bind_udp``, but that ``gro`` is on: nothing but
             this transport receives from the socket. It stays as it is on a ``sock``.
         read_datagrams: About how many datagrams are received per pass of the loop, before other sockets
             and timers have their turn.
@@ -90,7 +89,8 @@ async def create_datagram_endpoint(
         TypeError: An address that is no tuple, or no path for AF_UNIX.
 
     With ``error_queue`` an ICMP error reaches ``error_received`` as an OSError whose ``record`` attribute is
-    the ``ErrorRecord``, and an unconnected endpoint goes on with its other peers.
+    the ``ErrorRecord``, and an unconnected endpoint goes on with its other peers. Records that are no errors,
+    as those of ``transmit_timestamps``, go to the protocol's ``record_received(record)``, if it has one.
     """
     loop = asyncio.get_running_loop()
     setup = Setup(
@@ -104,7 +104,7 @@ async def create_datagram_endpoint(
             drop_counter=drop_counter,
             error_queue=error_queue,
             transmit_timestamps=transmit_timestamps,
-            txtime=txtime,
+            txtime=None,
         ),
         rcvbuf=rcvbuf,
         sndbuf=sndbuf,

@@ -29,11 +29,13 @@ LONGEST_SLICE = 32
 """Datagrams that a protocol is given between two looks at the clock; fewer where it is slow."""
 MOST_QUEUED = 1024
 """Datagrams that are sent at once: what sendmmsg takes."""
+SINGLY = 64
+"""Datagrams that are sent one by one behind one that was refused: the next may be, too."""
 OVERHEAD = 8
 """Bytes that a queued datagram counts beside its payload, as in asyncio."""
 
 
-class DatagramTransport(asyncio.DatagramTransport):
+class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
     """The transport that ``create_datagram_endpoint`` makes: see there and ``asyncio.DatagramTransport``.
 
     What ``sendto`` is given leaves together, in one sendmmsg and with GSO where it can, when the callbacks that
@@ -70,6 +72,8 @@ class DatagramTransport(asyncio.DatagramTransport):
         except OSError:
             self._extra["peername"] = None
         self._connected = self._extra["peername"] is not None
+        # What is longest over UDP; AF_UNIX takes more, and asyncio receives as much of it.
+        self._bufsize = 65535 if sock.family in (_stdlib.AF_INET, _stdlib.AF_INET6) else 256 * 1024
 
         # What was received and is not yet delivered: what the slice that is being delivered has left, then
         # `_arrived` from `_next` on. Between two passes it is more than nothing only where the protocol is slow
@@ -219,6 +223,7 @@ class DatagramTransport(asyncio.DatagramTransport):
     def _read_ready(self) -> None:
         """Receive and deliver, up to the limits of one pass."""
         if self._continuing:
+            self._rearm_soon()  # it may have been called for an error
             return  # _go_on has this pass
         deadline = perf_counter_ns() + self._read_ns
         left = self._read_datagrams
@@ -242,21 +247,26 @@ class DatagramTransport(asyncio.DatagramTransport):
             left -= count
             if not more or (self._in_batches and left < self._vlen):
                 break
-        self._report_kept()
+        if self._goes_deaf and self._sock is not None and self._sock._has_error_queue:
+            if self._report_records():
+                self._rearm_soon()  # a record beside a datagram has made it deaf, too
+        else:
+            self._report_kept()
 
     def _receive(self, sock: Socket, most: int) -> tuple[int, bool]:
         """Take one batch; how many datagrams it has, and whether there may be more."""
         if self._in_batches:
             batch = self._batch
             if batch is None:
-                batch = self._batch = RecvBatch(self._vlen, 65535, addresses=not self._connected)
+                batch = self._batch = RecvBatch(self._vlen, self._bufsize, addresses=not self._connected)
             vlen = batch.vlen
             count = sock.recv_batch(batch)
             self._set_arrived([batch])
             self._arrived_as_batch = True
         else:
             vlen = min(self._vlen, most)
-            items: list[Any] = sock.recv_many(vlen) if self._connected else sock.recvfrom_many(vlen)
+            receive = sock.recv_many if self._connected else sock.recvfrom_many
+            items: list[Any] = receive(vlen, self._bufsize)
             count = len(items)
             self._set_arrived(items)
             self._arrived_as_batch = False
@@ -311,7 +321,7 @@ class DatagramTransport(asyncio.DatagramTransport):
                 raise
             return
         if self._connected:
-            peer = self._extra["peername"]
+            peer = self._extra["peername"] or None  # that of a socketpair has no name
             for payload in self._slice:
                 received(payload, peer)
         else:
@@ -389,7 +399,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._report_kept()
 
     def _send_queued(self) -> None:
-        """Send what is in the queue now, and not what is told of errors adds to it."""
+        """Send what is in the queue now, and not what the protocol adds when it is told of errors."""
         left = len(self._payloads)
         while left > 0 and self._payloads:
             assert self._sock is not None
@@ -398,43 +408,51 @@ class DatagramTransport(asyncio.DatagramTransport):
                     sent = self._sock.send_many(self._payloads)
                 else:
                     sent = self._sock.sendto_many(self._payloads, self._peers)
+                self._forget(sent)
             except (BlockingIOError, InterruptedError):
                 self._wait_for_room()
                 return
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:
+                sent = 0
                 if isinstance(error, OSError) and not isinstance(error, _stdlib.gaierror):
-                    self._forget(1)  # the first of them was refused
-                    self._report_records(error)
-                    left -= 1
-                    continue
-                sent = self._send_up_to_no_address(self._sock)  # one of them has an address that is none
+                    self._refuse(error)  # the first of them
+                    sent = 1
+                # Else one of them has an address that is none. Where one was refused others may be, too.
+                sent += self._send_singly(min(left, SINGLY) - sent)
                 if self._blocked:
                     return
-            self._forget(sent)
             left -= sent
 
-    def _send_up_to_no_address(self, sock: Socket) -> int:
-        """Send one by one as far as there are addresses; the first that is none is dropped, and told of."""
-        for count, (payload, peer) in enumerate(zip(self._payloads, self._peers, strict=True)):
+    def _send_singly(self, most: int) -> int:
+        """Send up to `most` one by one, past those that are refused; returns how many, stops where there is no room."""
+        for count in range(most):
+            if not self._payloads or self._sock is None:
+                return count
             try:
-                sock.sendto(payload, peer)
+                if self._connected:
+                    self._sock.send(self._payloads[0])
+                else:
+                    self._sock.sendto(self._payloads[0], self._peers[0])
+                self._forget(1)
             except (BlockingIOError, InterruptedError):
-                self._forget(count)
                 self._wait_for_room()
-                return 0
+                return count
             except (SystemExit, KeyboardInterrupt):
-                self._forget(count)
                 raise
             except BaseException as error:
-                self._forget(count + 1)
-                if isinstance(error, OSError):
-                    self._report_records(error)
-                else:
-                    self._tell("a datagram could not be sent", error)
-                return 0
-        return len(self._payloads)
+                self._refuse(error)
+        return most
+
+    def _refuse(self, error: BaseException) -> None:
+        """Drop the first of the queue, which the kernel refused or which goes to no address."""
+        self._forget(1)
+        if isinstance(error, OSError):
+            self._report_records(error)
+            self._rearm_soon()
+        else:
+            self._tell("a datagram could not be sent", error)
 
     def _wait_for_room(self) -> None:
         if not self._blocked:
@@ -499,17 +517,24 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._report_records()
             self._rearm_soon()
 
-    def _report_records(self, met: OSError | None = None) -> None:
+    def _report_records(self, met: OSError | None = None) -> bool:
         """Empty the error queue: what is an error goes to error_received, and so does what a call met.
 
-        It met what the kernel also queued, where there is such a record: that says more.
+        It met what the kernel also queued, where there is such a record: that says more. Returns whether
+        there was a record.
         """
         records = self._sock.recv_errors() if self._sock is not None else []
         errors = [to_error(record) for record in records if record.errno]
+        received = getattr(self._protocol, "record_received", None)
+        if received is not None:
+            for record in records:
+                if not record.errno:
+                    self._call(received, record)
         if met is not None and all(error.errno != met.errno for error in errors):
             self._report(met)
         for error in errors:
             self._report(error)
+        return bool(records)
 
     def _call(self, callback: Any, *arguments: Any) -> None:
         """Call the protocol; what it raises goes to the loop's exception handler."""

@@ -529,6 +529,11 @@ cdef class BaseSocket:
             raise_errno(owed)
 
     @property
+    def _has_error_queue(self):
+        """Whether an option makes the kernel queue records."""
+        return self.handle.drain != NULL
+
+    @property
     def _errors_kept(self):
         """Records that ``recv_errors`` would return without asking the kernel."""
         return len(self.errors)
