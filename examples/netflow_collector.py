@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
+import select
 import signal
 import struct
 import sys
@@ -128,16 +128,13 @@ class Collector(asyncio.DatagramProtocol):
         return bool(getattr(export, "contains_new_templates", False))
 
 
-def take_rest(transport: fastsock.aio.DatagramTransport, protocol: Collector) -> None:
-    """Take what the kernel has by now, and nothing that comes later."""
-    transport.pause_reading()
+async def take_rest(transport: fastsock.aio.DatagramTransport) -> None:
+    """Let the protocol have what the kernel has by now, and nothing that comes later."""
     sock = transport.get_extra_info("socket")
     sock.connect(sock.getsockname())
-    batch = fastsock.RecvBatch(64, 65535, addresses=True)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            sock.recv_batch(batch)
-            protocol.datagrams_received(batch)
+    while select.select([sock], [], [], 0)[0]:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)  # for what was received in this pass of the loop
 
 
 async def collect(args: argparse.Namespace) -> None:
@@ -154,7 +151,7 @@ async def collect(args: argparse.Namespace) -> None:
         host, port = sock.getsockname()[:2]
         print(f"listening on {host}:{port}, flows go to stdout", file=sys.stderr, flush=True)
         await stop.wait()
-        take_rest(transport, collector)
+        await take_rest(transport)
         sys.stdout.flush()
         counts = collector.counts
         counts["no template"] = counts["given up"] + sum(len(one.waiting) for one in collector.exporters.values())

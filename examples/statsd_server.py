@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import json
 import math
+import select
 import signal
 import sys
 import time
@@ -105,16 +106,13 @@ class Statsd(asyncio.DatagramProtocol):
         self.metrics.take(b"\n".join(batch.payloads()).decode("utf-8", "replace"))
 
 
-def take_rest(transport: fastsock.aio.DatagramTransport, protocol: Statsd) -> None:
-    """Take what the kernel has by now, and nothing that comes later."""
-    transport.pause_reading()
+async def take_rest(transport: fastsock.aio.DatagramTransport) -> None:
+    """Let the protocol have what the kernel has by now, and nothing that comes later."""
     sock = transport.get_extra_info("socket")
     sock.connect(sock.getsockname())
-    batch = fastsock.RecvBatch(64, 65535)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            sock.recv_batch(batch)
-            protocol.datagrams_received(batch)
+    while select.select([sock], [], [], 0)[0]:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)  # for what was received in this pass of the loop
 
 
 def print_lines(flush: dict[str, Any]) -> None:
@@ -151,7 +149,7 @@ async def serve(args: argparse.Namespace) -> None:
         while not stop.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), args.interval)
-                take_rest(transport, statsd)
+                await take_rest(transport)
             flush()
     finally:
         transport.close()

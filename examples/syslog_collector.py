@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import re
+import select
 import signal
 import sys
 from collections import Counter
@@ -114,16 +115,13 @@ class Collector(asyncio.DatagramProtocol):
             self.counts["written"] += len(lines)
 
 
-def take_rest(transport: fastsock.aio.DatagramTransport, protocol: Collector) -> None:
-    """Take what the kernel has by now, and nothing that comes later."""
-    transport.pause_reading()
+async def take_rest(transport: fastsock.aio.DatagramTransport) -> None:
+    """Let the protocol have what the kernel has by now, and nothing that comes later."""
     sock = transport.get_extra_info("socket")
     sock.connect(sock.getsockname())
-    batch = fastsock.RecvBatch(64, 65535, addresses=True)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            sock.recv_batch(batch)
-            protocol.datagrams_received(batch)
+    while select.select([sock], [], [], 0)[0]:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)  # for what was received in this pass of the loop
 
 
 def print_counts(counts: dict[str, int], drops: int | None) -> None:
@@ -149,7 +147,7 @@ async def collect(args: argparse.Namespace) -> None:
         print(f"listening on {host}:{port}, writing to {args.output}", file=sys.stderr, flush=True)
         await stop.wait()
         if collector.failure is None:
-            take_rest(transport, collector)
+            await take_rest(transport)
         print_counts(collector.counts, sock.stats.drops)
     finally:
         transport.close()
