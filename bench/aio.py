@@ -53,6 +53,9 @@ from fastsock.cli.paired import Spread, collector_off, spread
 SIZE = 64
 PASSES = 8
 """Passes of the loop per turn of the senders, VLEN datagrams each."""
+TRIES = 4
+ALONE = 0.9
+"""Of a CPU: a receiver that loses datagrams and had less was not alone there."""
 NOISE = 0.97
 """A ratio of two equal contestants comes out between this and its inverse."""
 
@@ -163,6 +166,19 @@ def run_end(end: str, fds: tuple[int, ...] = (), **spec: Any) -> Any:
     return json.loads(done.stdout)
 
 
+def receive_alone(receiver: Receiver, sent_fd: int, seconds: float, cpus: Cpus) -> dict[str, Any]:
+    """One sample; another where something else ran on the CPU, and of TRIES the one with the most of it."""
+    samples = []
+    for _ in range(TRIES):
+        with Link(SIZE, rcvbuf=RCVBUF, gso=True, gro=receiver.gro) as link, flooded(link, cpus.other, sent_fd):
+            fds = link.receiver.fileno(), sent_fd
+            more = {"fd": fds[0], "sent_fd": fds[1], "seconds": seconds, "cpu": cpus.own}
+            samples.append(run_end("receive", fds, **asdict(receiver), **more))
+        if samples[-1]["cpu"] > ALONE or samples[-1]["lost"] < 0.05:
+            return samples[-1]
+    return max(samples, key=lambda found: found["cpu"])
+
+
 def measure_receivers(args: argparse.Namespace, rng: random.Random, cpus: Cpus) -> tuple[Part, Timers]:
     part = Part()
     delays: dict[str, list[float]] = {}
@@ -171,13 +187,7 @@ def measure_receivers(args: argparse.Namespace, rng: random.Random, cpus: Cpus) 
         sent.truncate(mmap.PAGESIZE)
         for _ in range(args.samples):
             for receiver in rng.sample(receivers, len(receivers)):
-                with (
-                    Link(SIZE, rcvbuf=RCVBUF, gso=True, gro=receiver.gro) as link,
-                    flooded(link, cpus.other, sent.fileno()),
-                ):
-                    fds = link.receiver.fileno(), sent.fileno()
-                    more = {"fd": fds[0], "sent_fd": fds[1], "seconds": args.seconds, "cpu": cpus.own}
-                    found = run_end("receive", fds, **asdict(receiver), **more)
+                found = receive_alone(receiver, sent.fileno(), args.seconds, cpus)
                 delays.setdefault(receiver.name, []).extend(found.pop("delays", ()))
                 part.add(receiver.name, **found)
     part.rounds = {receiver.name: part.rounds[receiver.name] for receiver in receivers}
