@@ -159,21 +159,12 @@ cdef uint32_t masked(object value) except? 0:
     return <uint32_t>PyLong_AsUnsignedLongMask(PyNumber_Index(value))
 
 
-cdef int encode_netlink(object address, str caller, c.sockaddr_nl *snl, c.socklen_t *addrlen) except -1:
+cdef int encode_pair(object address, str caller, str meant, uint32_t *first, uint32_t *second) except -1:
+    """The two numbers that an address of AF_NETLINK or AF_VSOCK is made of."""
     if not isinstance(address, tuple) or len(<tuple>address) != 2:
-        raise TypeError(f"{caller}(): AF_NETLINK address must be a pair (pid, groups)")
-    snl.nl_pid = masked((<tuple>address)[0])
-    snl.nl_groups = masked((<tuple>address)[1])
-    addrlen[0] = sizeof(c.sockaddr_nl)
-    return 0
-
-
-cdef int encode_vsock(object address, str caller, c.sockaddr_vm *svm, c.socklen_t *addrlen) except -1:
-    if not isinstance(address, tuple) or len(<tuple>address) != 2:
-        raise TypeError(f"{caller}(): AF_VSOCK address must be a pair (CID, port)")
-    svm.svm_cid = masked((<tuple>address)[0])
-    svm.svm_port = masked((<tuple>address)[1])
-    addrlen[0] = sizeof(c.sockaddr_vm)
+        raise TypeError(f"{caller}(): {meant}")
+    first[0] = masked((<tuple>address)[0])
+    second[0] = masked((<tuple>address)[1])
     return 0
 
 
@@ -215,6 +206,8 @@ cdef int encode_raw(
 cdef int encode_address(
     int family, object address, str caller, c.sockaddr_storage *storage, c.socklen_t *addrlen
 ) except -1:
+    cdef c.sockaddr_nl *snl
+    cdef c.sockaddr_vm *svm
     if family == c.AF_INET:
         addrlen[0] = sizeof(c.sockaddr_in)
         return encode_inet(address, caller, <c.sockaddr_in *>storage)
@@ -226,9 +219,17 @@ cdef int encode_address(
     memset(storage, 0, sizeof(c.sockaddr_storage))
     storage.ss_family = <c.sa_family_t>family
     if family == c.AF_NETLINK:
-        return encode_netlink(address, caller, <c.sockaddr_nl *>storage, addrlen)
+        snl = <c.sockaddr_nl *>storage
+        addrlen[0] = sizeof(c.sockaddr_nl)
+        return encode_pair(
+            address, caller, "AF_NETLINK address must be a pair (pid, groups)", &snl.nl_pid, &snl.nl_groups
+        )
     if family == c.AF_VSOCK:
-        return encode_vsock(address, caller, <c.sockaddr_vm *>storage, addrlen)
+        svm = <c.sockaddr_vm *>storage
+        addrlen[0] = sizeof(c.sockaddr_vm)
+        return encode_pair(
+            address, caller, "AF_VSOCK address must be a pair (CID, port)", &svm.svm_cid, &svm.svm_port
+        )
     if family == c.AF_PACKET:
         return encode_packet(address, caller, <c.sockaddr_ll *>storage, addrlen)
     return encode_raw(family, address, caller, storage, addrlen)
