@@ -76,8 +76,8 @@ class Stream:
         return {**self.counts, "seconds": seconds, "longest_gap_ms": self.longest_gap_ns / 1e6}
 
 
-class Reader(asyncio.DatagramProtocol):
-    """Is given whole batches."""
+class Reader:
+    """The streams, and what belongs to none."""
 
     def __init__(self, offset: int, nbytes: int) -> None:
         self.begin, self.end = offset, offset + nbytes
@@ -85,7 +85,7 @@ class Reader(asyncio.DatagramProtocol):
         self.streams: dict[Any, Stream] = {}
         self.datagrams = self.too_short = 0
 
-    def datagrams_received(self, batch: fastsock.RecvBatch) -> None:
+    def take(self, batch: fastsock.RecvBatch) -> None:
         self.datagrams += len(batch)
         for payload, address, ns in zip(batch.payloads(), batch.addresses(), batch.timestamps_ns, strict=True):
             if len(payload) < self.end:
@@ -107,14 +107,17 @@ class Reader(asyncio.DatagramProtocol):
         }
 
 
-async def take_rest(transport: fastsock.aio.DatagramTransport, groups: list[Any]) -> None:
-    """Let the protocol have what the kernel has by now, and nothing that comes later."""
-    sock = transport.get_extra_info("socket")
+async def follow(sock: fastsock.aio.AsyncSocket, reader: Reader) -> None:
+    async for batch in sock.batches(addresses=True):
+        reader.take(batch)
+
+
+async def take_rest(sock: fastsock.aio.AsyncSocket, groups: list[Any]) -> None:
+    """Let it follow what the kernel has by now, and nothing that comes later."""
     for group in groups:
-        sock.leave_group(*group)
+        sock.socket.leave_group(*group)
     while select.select([sock], [], [], 0)[0]:
         await asyncio.sleep(0)
-    await asyncio.sleep(0)  # for what was received in this pass of the loop
 
 
 def print_report(report: dict[str, Any], as_json: bool) -> None:
@@ -132,25 +135,25 @@ async def read(args: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    transport, reader = await fastsock.aio.create_datagram_endpoint(
-        lambda: Reader(*args.number),
-        ("", args.port),
-        multicast=args.groups,
-        reuse_address=True,
-        timestamps=True,
-        rcvbuf=args.rcvbuf,
-    )
-    sock = transport.get_extra_info("socket")
-    try:
+    reader = Reader(*args.number)
+    async with await fastsock.aio.bind_udp(
+        ("", args.port), multicast=args.groups, reuse_address=True, timestamps=True, rcvbuf=args.rcvbuf
+    ) as sock:
         host, port = sock.getsockname()[:2]
         print(f"listening on {host}:{port}, groups {args.groups}", file=sys.stderr, flush=True)
-        while not stop.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), args.interval)
-                await take_rest(transport, args.groups)
-            print_report(reader.report(sock.stats.drops), args.json)
-    finally:
-        transport.close()
+        following = asyncio.create_task(follow(sock, reader))
+        following.add_done_callback(lambda _: stop.set())
+        try:
+            while not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), args.interval)
+                    if not following.done():
+                        await take_rest(sock, args.groups)
+                print_report(reader.report(sock.stats.drops), args.json)
+        finally:
+            following.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await following
 
 
 def parse_group(text: str) -> tuple[str, str | None, str | None]:
