@@ -111,6 +111,8 @@ async def receive_on_loop(spec: SimpleNamespace, sent: memoryview) -> dict[str, 
         if spec.freed:
             bytes(1 << 20)
         transport, counter = await loop.create_datagram_endpoint(protocol, sock=socket.socket(fileno=spec.fd))
+    failures: list[Any] = []
+    loop.set_exception_handler(lambda _, context: failures.append(context))
     delays: list[float] = []
     timer = None
 
@@ -130,6 +132,8 @@ async def receive_on_loop(spec: SimpleNamespace, sent: memoryview) -> dict[str, 
     timer.cancel()
     transport.abort()
     await asyncio.sleep(0)
+    if failures:
+        raise RuntimeError(f"{len(failures)} times something failed under the loop: {failures[0]}")
     return {**found, "delays": delays}
 
 
