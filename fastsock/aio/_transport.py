@@ -27,8 +27,6 @@ MANY = 64
 FIRST_SLICE = 8
 LONGEST_SLICE = 32
 """Datagrams that a protocol is given between two looks at the clock; fewer where it is slow."""
-MOST_QUEUED = 1024
-"""Datagrams that are sent at once: what sendmmsg takes."""
 SINGLY = 64
 """Datagrams that are sent one by one behind one that was refused: the next may be, too."""
 OVERHEAD = 8
@@ -92,6 +90,8 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
         # What is queued, in order: payloads, and the peers unless there is one for all.
         self._payloads: list[bytes] = []
         self._peers: list[Any] = []
+        self._add_payload, self._add_peer = self._payloads.append, self._peers.append
+        self._needs_address = not self._connected and address is None
         self._queued = 0  # bytes, with OVERHEAD for each
         self._flush_soon = False
         self._flushing = False
@@ -340,28 +340,25 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
             ValueError: ``addr`` is not the peer of an endpoint that has one.
         """
         if type(data) is not bytes:
-            if not isinstance(data, (bytes, bytearray, memoryview)):
-                raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
-            data = bytes(data)  # it may be changed before it leaves
-        if self._connected or self._address is not None:
-            if addr is not None and addr not in (self._address, self._extra["peername"]):
-                raise ValueError(f"Invalid address: must be None or {self._address or self._extra['peername']}")
-            addr = self._address
-        elif addr is None:
-            raise TypeError("sendto() needs an address: the endpoint has no peer")
+            data = to_bytes(data)
+        if self._needs_address:
+            if addr is None:
+                raise TypeError("sendto() needs an address: the endpoint has no peer")
+        elif addr is not None and addr not in (self._address, self._extra["peername"]):
+            raise ValueError(f"Invalid address: must be None or {self._address or self._extra['peername']}")
         if self._lost:
             self._lost += 1
             return
-        self._payloads.append(data)
-        if not self._connected:
-            self._peers.append(addr)
-        self._queued += len(data) + OVERHEAD
-        if self._blocked:
+        self._add_payload(data)
+        if self._needs_address:
+            self._add_peer(addr)
+        elif not self._connected:
+            self._add_peer(self._address)
+        self._queued = queued = self._queued + len(data) + OVERHEAD
+        if queued > self._flush_at:
+            self.flush()
             self._pause_writing()
-        elif self._queued > self._high_water or len(self._payloads) >= MOST_QUEUED:
-            self._flush()
-            self._pause_writing()
-        else:
+        elif not self._flush_soon:
             self._schedule_flush()
 
     def flush(self) -> None:
@@ -392,6 +389,7 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
         if not self._payloads:
             if self._blocked:
                 self._blocked = False
+                self._flush_at = self._high_water
                 self._loop.remove_writer(self._fd)
             if self._closing:
                 self._lose(None)
@@ -457,6 +455,7 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
     def _wait_for_room(self) -> None:
         if not self._blocked:
             self._blocked = True
+            self._flush_at = -1
             self._loop.add_writer(self._fd, self._write_ready)
 
     def _forget(self, count: int) -> None:
@@ -494,6 +493,8 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
         if not high >= low >= 0:
             raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
         self._low_water, self._high_water = low, high
+        # At how many queued bytes sendto does more than queue: at every one where there is no room.
+        self._flush_at = -1 if self._blocked else high
 
     def _pause_writing(self) -> None:
         if not self._write_paused and self._queued > self._high_water:
@@ -594,3 +595,10 @@ def to_error(record: ErrorRecord) -> OSError:
     error = OSError(record.errno, f"{os.strerror(record.errno)}: {record.address!r}")
     error.record = record  # type: ignore[attr-defined]
     return error
+
+
+def to_bytes(data: Any) -> bytes:
+    """A copy of what may be changed before it leaves."""
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
+    return bytes(data)
