@@ -11,11 +11,11 @@ import os
 import socket as _stdlib
 import warnings
 from collections.abc import Iterator
-from itertools import islice
 from time import perf_counter_ns
 from typing import Any
 
 from fastsock._errqueue import ErrorRecord
+from fastsock._outbox import OVERHEAD, Outbox
 from fastsock._recvbatch import RecvBatch
 from fastsock._sock import Socket
 
@@ -29,8 +29,6 @@ LONGEST_SLICE = 32
 """Datagrams that a protocol is given between two looks at the clock; fewer where it is slow."""
 SINGLY = 64
 """Datagrams that are sent one by one behind one that was refused: the next may be, too."""
-OVERHEAD = 8
-"""Bytes that a queued datagram counts beside its payload, as in asyncio."""
 
 
 class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
@@ -88,12 +86,8 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
         self._paused = False
 
         # What is queued, in order: payloads, and the peers unless there is one for all.
-        self._payloads: list[bytes] = []
-        self._peers: list[Any] = []
-        self._add_payload, self._add_peer = self._payloads.append, self._peers.append
-        self._needs_address = not self._connected and address is None
-        self._queued = 0  # bytes, with OVERHEAD for each
-        self._flush_soon = False
+        self._out = Outbox(0 if self._connected else 1 if address is None else -1, self._queue)
+        self.sendto = self._out.put  # type: ignore[method-assign]
         self._flushing = False
         self._blocked = False  # whether the loop waits for room to send
 
@@ -115,7 +109,7 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
 
     def __repr__(self) -> str:
         state = "closed" if self._sock is None else "closing" if self._closing else "open"
-        return f"<fastsock.aio.DatagramTransport {state} fd={self._fd} queued={self._queued}>"
+        return f"<fastsock.aio.DatagramTransport {state} fd={self._fd} queued={self._out.queued}>"
 
     def __del__(self) -> None:
         if getattr(self, "_sock", None) is not None:
@@ -148,9 +142,9 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
         self._unwatch()
         self._take_undelivered()
         self._set_arrived([])
-        if self._payloads and not self._blocked:
+        if self._out.payloads and not self._blocked:
             self._flush()
-        elif not self._payloads:
+        elif not self._out.payloads:
             self._lose(None)
 
     def abort(self) -> None:
@@ -339,40 +333,44 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
             TypeError: ``data`` is no bytes-like object, or there is no address to send to.
             ValueError: ``addr`` is not the peer of an endpoint that has one.
         """
+        self._queue(data, addr)  # an open transport has the faster Outbox.put in the place of this
+
+    def _queue(self, data: Any, addr: Any) -> None:
+        """What ``sendto`` does where it does not simply queue."""
         if type(data) is not bytes:
             data = to_bytes(data)
-        if self._needs_address:
-            if addr is None:
-                raise TypeError("sendto() needs an address: the endpoint has no peer")
-        elif addr is not None and addr not in (self._address, self._extra["peername"]):
-            raise ValueError(f"Invalid address: must be None or {self._address or self._extra['peername']}")
+        if self._connected or self._address is not None:
+            if addr is not None and addr not in (self._address, self._extra["peername"]):
+                raise ValueError(f"Invalid address: must be None or {self._address or self._extra['peername']}")
+            addr = self._address
+        elif addr is None:
+            raise TypeError("sendto() needs an address: the endpoint has no peer")
         if self._lost:
             self._lost += 1
             return
-        self._add_payload(data)
-        if self._needs_address:
-            self._add_peer(addr)
-        elif not self._connected:
-            self._add_peer(self._address)
-        self._queued = queued = self._queued + len(data) + OVERHEAD
-        if queued > self._flush_at:
+        out = self._out
+        out.payloads.append(data)
+        if not self._connected:
+            out.peers.append(addr)
+        out.queued += len(data) + OVERHEAD
+        if out.queued > out.limit:
             self.flush()
             self._pause_writing()
-        elif not self._flush_soon:
+        elif not out.scheduled:
             self._schedule_flush()
 
     def flush(self) -> None:
         """Send what is queued now, without waiting for the end of this pass; never blocks."""
-        if self._payloads and not self._blocked:
+        if self._out.payloads and not self._blocked:
             self._flush()
 
     def _schedule_flush(self) -> None:
-        if not self._flush_soon:
+        if not self._out.scheduled:
             self._loop.call_soon(self._flush_queued)
-            self._flush_soon = True
+            self._out.scheduled = True
 
     def _flush_queued(self) -> None:
-        self._flush_soon = False
+        self._out.scheduled = False
         self.flush()
 
     def _flush(self) -> None:
@@ -384,12 +382,12 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
             self._send_queued()
         finally:
             self._flushing = False
-            if self._payloads and not self._blocked and not self._lost:
+            if self._out.payloads and not self._blocked and not self._lost:
                 self._schedule_flush()  # what the protocol sent meanwhile, in the next pass
-        if not self._payloads:
+        if not self._out.payloads:
             if self._blocked:
                 self._blocked = False
-                self._flush_at = self._high_water
+                self._out.limit = self._high_water
                 self._loop.remove_writer(self._fd)
             if self._closing:
                 self._lose(None)
@@ -398,15 +396,15 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
 
     def _send_queued(self) -> None:
         """Send what is in the queue now, and not what the protocol adds when it is told of errors."""
-        left = len(self._payloads)
-        while left > 0 and self._payloads:
+        left = len(self._out.payloads)
+        while left > 0 and self._out.payloads:
             assert self._sock is not None
             try:
                 if self._connected:
-                    sent = self._sock.send_many(self._payloads)
+                    sent = self._sock.send_many(self._out.payloads)
                 else:
-                    sent = self._sock.sendto_many(self._payloads, self._peers)
-                self._forget(sent)
+                    sent = self._sock.sendto_many(self._out.payloads, self._out.peers)
+                self._out.forget(sent)
             except (BlockingIOError, InterruptedError):
                 self._wait_for_room()
                 return
@@ -426,14 +424,14 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
     def _send_singly(self, most: int) -> int:
         """Send up to `most` one by one, past those that are refused; returns how many, stops where there is no room."""
         for count in range(most):
-            if not self._payloads or self._sock is None:
+            if not self._out.payloads or self._sock is None:
                 return count
             try:
                 if self._connected:
-                    self._sock.send(self._payloads[0])
+                    self._sock.send(self._out.payloads[0])
                 else:
-                    self._sock.sendto(self._payloads[0], self._peers[0])
-                self._forget(1)
+                    self._sock.sendto(self._out.payloads[0], self._out.peers[0])
+                self._out.forget(1)
             except (BlockingIOError, InterruptedError):
                 self._wait_for_room()
                 return count
@@ -445,7 +443,7 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
 
     def _refuse(self, error: BaseException) -> None:
         """Drop the first of the queue, which the kernel refused or which goes to no address."""
-        self._forget(1)
+        self._out.forget(1)
         if isinstance(error, OSError):
             self._report_records(error)
             self._rearm_soon()
@@ -455,16 +453,8 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
     def _wait_for_room(self) -> None:
         if not self._blocked:
             self._blocked = True
-            self._flush_at = -1
+            self._out.limit = -1
             self._loop.add_writer(self._fd, self._write_ready)
-
-    def _forget(self, count: int) -> None:
-        """Take the first `count` datagrams off the queue."""
-        if count >= len(self._payloads):
-            self._queued = 0
-        else:
-            self._queued -= sum(map(len, islice(self._payloads, count))) + OVERHEAD * count
-        del self._payloads[:count], self._peers[:count]
 
     def _write_ready(self) -> None:
         self._flush()
@@ -473,7 +463,7 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
 
     def get_write_buffer_size(self) -> int:
         """Bytes that are queued; each datagram counts 8 more than its payload, as in asyncio."""
-        return self._queued
+        return self._out.queued
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
         """Return ``(low, high)``."""
@@ -494,15 +484,15 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
             raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
         self._low_water, self._high_water = low, high
         # At how many queued bytes sendto does more than queue: at every one where there is no room.
-        self._flush_at = -1 if self._blocked else high
+        self._out.limit = -1 if self._blocked else high
 
     def _pause_writing(self) -> None:
-        if not self._write_paused and self._queued > self._high_water:
+        if not self._write_paused and self._out.queued > self._high_water:
             self._write_paused = True
             self._call(self._protocol.pause_writing)
 
     def _resume_writing(self) -> None:
-        if self._write_paused and self._queued <= self._low_water:
+        if self._write_paused and self._out.queued <= self._low_water:
             self._write_paused = False
             self._call(self._protocol.resume_writing)
 
@@ -554,9 +544,7 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
     def _fail(self, error: BaseException | None) -> None:
         if self._lost:
             return
-        self._payloads.clear()
-        self._peers.clear()
-        self._queued = 0
+        self._out.forget(len(self._out.payloads))
         self._closing = True
         self._unwatch()
         self._take_undelivered()
@@ -567,6 +555,7 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
         if self._lost:
             return
         self._lost = 1
+        self._out.limit = -1
         self._unwatch()
         if self._blocked:
             self._blocked = False
@@ -579,6 +568,9 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
         finally:
             self._close_socket()
             self._protocol = None
+            # Not to need the garbage collector.
+            del self.sendto
+            self._out.otherwise = ignore
 
     def _close_socket(self) -> None:
         sock, self._sock = self._sock, None
@@ -595,6 +587,10 @@ def to_error(record: ErrorRecord) -> OSError:
     error = OSError(record.errno, f"{os.strerror(record.errno)}: {record.address!r}")
     error.record = record  # type: ignore[attr-defined]
     return error
+
+
+def ignore(data: Any, addr: Any) -> None:
+    """What is sent to a closed transport goes nowhere, as in asyncio."""
 
 
 def to_bytes(data: Any) -> bytes:
