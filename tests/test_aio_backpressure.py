@@ -332,7 +332,7 @@ def test_abort_while_a_flush_is_due(endpoints, far):
         near.transport.abort()
         await passes()
         assert near.lost == [None]
-        assert receive_now(far) == []
+        assert receive_now(far) == [b"x"]  # asyncio's has sent it by then
 
     endpoints.run(main)
 

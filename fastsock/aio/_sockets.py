@@ -353,6 +353,7 @@ class AsyncSocket:
                 while True:
                     try:
                         done += self._try(step, done, turn)
+                        turn.wakeups = 0
                     except BlockingIOError:
                         if flags & _stdlib.MSG_DONTWAIT:
                             if done:

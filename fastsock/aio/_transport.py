@@ -7,6 +7,7 @@ fastsock's classes and asyncio.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket as _stdlib
 import warnings
@@ -25,8 +26,10 @@ FEW = 16
 MANY = 64
 """Messages per receive: few as long as they are joined by GRO, or that many are seldom there; each takes memory."""
 FIRST_SLICE = 8
-LONGEST_SLICE = 32
+LONGEST_SLICE = 16
 """Datagrams that a protocol is given between two looks at the clock; fewer where it is slow."""
+MOST_SENT = 1024
+"""Datagrams that are handed over at once: what sendmmsg takes."""
 SINGLY = 64
 """Datagrams that are sent one by one behind one that was refused: the next may be, too."""
 
@@ -58,6 +61,7 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
         self._loop = loop
         self._sock: Socket | None = sock
         self._fd = sock.fileno()
+        self._owner_keeps = False  # where the endpoint came to nothing
         self._owner = owner  # what the caller gave as sock=; its descriptor may be ours to share only
         self._address = address
         self._read_datagrams = read_datagrams
@@ -68,6 +72,8 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
         except OSError:
             self._extra["peername"] = None
         self._connected = self._extra["peername"] is not None
+        # What was queued before connect() may be of anybody: until the queue was empty once, addresses are received.
+        self._peer_alone = False
         # What is longest over UDP; AF_UNIX takes more, and asyncio receives as much of it.
         self._bufsize = 65535 if sock.family in (_stdlib.AF_INET, _stdlib.AF_INET6) else 256 * 1024
 
@@ -78,7 +84,8 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
         self._next = 0
         self._slice: Iterator[Any] = iter(())
         self._slice_size = FIRST_SLICE
-        self._arrived_as_batch = False
+        self._deadline = 0  # of the pass; on the clock of perf_counter_ns
+        self._arrived_as_batch = self._arrived_addressed = False
         self._batch: RecvBatch | None = None
         self._vlen = FEW
         self._reading = False  # whether the loop watches for datagrams
@@ -102,8 +109,15 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
 
     def _start(self, made: asyncio.Future[None] | None) -> None:
         self._call(self._protocol.connection_made, self)
-        if not self._paused:
-            self._watch()
+        try:
+            if not self._paused:
+                self._watch()
+        except Exception as error:
+            self._owner_keeps = self._owner is not None
+            self._fail(error)
+            if made is None or made.done():
+                raise
+            made.set_exception(error)
         if made is not None and not made.done():
             made.set_result(None)
 
@@ -124,7 +138,25 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
         """Set the protocol, from the next datagram on."""
         self._protocol: Any = protocol
         self._in_batches = hasattr(protocol, "datagrams_received")
-        self._set_arrived(self._take_undelivered())
+        arrived = self._take_undelivered()
+        if self._arrived_as_batch and not self._in_batches:
+            self._arrived_as_batch = False
+            if self._arrived_addressed:
+                arrived = [(bytes(datagram), datagram.address) for batch in arrived for datagram in batch]
+            else:
+                arrived = [bytes(datagram) for batch in arrived for datagram in batch]
+        elif arrived and self._in_batches and not self._arrived_as_batch:
+            arrived = [self._make_batch(arrived)]
+            self._arrived_as_batch = True
+        self._set_arrived(arrived)
+
+    def _make_batch(self, items: list[Any]) -> RecvBatch:
+        """What was received for a protocol of single datagrams, for one that takes batches."""
+        assert self._sock is not None
+        payloads = [item[0] for item in items] if self._arrived_addressed else items
+        batch = RecvBatch(len(items), max(1, *map(len, payloads)), addresses=self._arrived_addressed)
+        batch.load(items, self._sock.family)
+        return batch
 
     def get_protocol(self) -> Any:
         """Return the protocol."""
@@ -148,7 +180,9 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
             self._lose(None)
 
     def abort(self) -> None:
-        """Close at once; what is queued is not sent."""
+        """Close at once; what is queued is sent as far as there is room now."""
+        self._closing = True  # error_received may call anything
+        self.flush()
         self._fail(None)
 
     # --- receiving ------------------------------------------------------------------------------
@@ -176,8 +210,8 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
 
     def _watch(self) -> None:
         if not self._reading and not self._closing:
-            self._reading = True
             self._loop.add_reader(self._fd, self._read_ready)
+            self._reading = True
 
     def _unwatch(self) -> None:
         if self._reading:
@@ -219,7 +253,12 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
         if self._continuing:
             self._rearm_soon()  # it may have been called for an error
             return  # _go_on has this pass
-        deadline = perf_counter_ns() + self._read_ns
+        if self._is_robbed():
+            return
+        now = perf_counter_ns()
+        if now >= self._deadline:  # else _go_on has begun with the time of this pass
+            self._deadline = now + self._read_ns
+        deadline = self._deadline
         left = self._read_datagrams
         if not self._deliver(deadline):
             return
@@ -228,6 +267,7 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
             try:
                 count, more = self._receive(self._sock, left)
             except (BlockingIOError, InterruptedError):
+                self._note_empty()
                 if left == self._read_datagrams:
                     self._report_records()  # an error queue keeps the socket ready until it is empty
                     self._rearm_soon()
@@ -252,21 +292,35 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
         if self._in_batches:
             batch = self._batch
             if batch is None:
-                batch = self._batch = RecvBatch(self._vlen, self._bufsize, addresses=not self._connected)
+                batch = self._batch = RecvBatch(self._vlen, self._bufsize, addresses=not self._peer_alone)
             vlen = batch.vlen
             count = sock.recv_batch(batch)
             self._set_arrived([batch])
             self._arrived_as_batch = True
         else:
             vlen = min(self._vlen, most)
-            receive = sock.recv_many if self._connected else sock.recvfrom_many
+            receive = sock.recv_many if self._peer_alone else sock.recvfrom_many
             items: list[Any] = receive(vlen, self._bufsize)
             count = len(items)
             self._set_arrived(items)
             self._arrived_as_batch = False
+        self._arrived_addressed = not self._peer_alone
         if self._vlen == vlen <= count < 2 * vlen < MANY:
             self._vlen, self._batch = MANY, None  # a queue of single datagrams
+        if count < vlen:
+            self._note_empty()
         return count, count >= vlen
+
+    def _is_robbed(self) -> bool:
+        """Whether the owner of a `sock` has closed it: its number may be another's by now."""
+        if self._owner is None or self._owner is self._sock or self._owner.fileno() == self._fd:
+            return False
+        self._fail(OSError(errno.EBADF, os.strerror(errno.EBADF)))
+        return True
+
+    def _note_empty(self) -> None:
+        if self._connected and not self._peer_alone:
+            self._peer_alone, self._batch = True, None
 
     def _deliver(self, deadline: int) -> bool:
         """Give the protocol what has arrived; whether all of it, and it still wants more.
@@ -293,12 +347,12 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
                 self._arrived = []  # nobody holds the payloads from here on: recv_many may use them again
                 return True
             now = perf_counter_ns()
-            if now >= deadline:
-                self._continue_soon()
-                return False
             if began:
                 # So many that the clock is looked at about four times in a pass.
                 self._slice_size = min(LONGEST_SLICE, self._slice_size * self._read_ns // (4 * (now - began + 1)) + 1)
+            if now >= deadline:
+                self._continue_soon()
+                return False
             began = now
             self._slice = iter(self._arrived[self._next : self._next + self._slice_size])
             self._next += self._slice_size
@@ -314,7 +368,7 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
             if next(self._slice, None) is not None:  # it goes behind this datagram, as behind any that fails
                 raise
             return
-        if self._connected:
+        if not self._arrived_addressed:
             peer = self._extra["peername"] or None  # that of a socketpair has no name
             for payload in self._slice:
                 received(payload, peer)
@@ -353,7 +407,7 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
         if not self._connected:
             out.peers.append(addr)
         out.queued += len(data) + OVERHEAD
-        if out.queued > out.limit:
+        if out.queued > out.limit and not self._flushing:
             self.flush()
             self._pause_writing()
         elif not out.scheduled:
@@ -375,7 +429,7 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
 
     def _flush(self) -> None:
         """Send what is queued until there is no room."""
-        if self._flushing:
+        if self._flushing or self._is_robbed():
             return  # the protocol was told of an error, and sends again: it joins the queue
         self._flushing = True
         try:
@@ -384,12 +438,11 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
             self._flushing = False
             if self._out.payloads and not self._blocked and not self._lost:
                 self._schedule_flush()  # what the protocol sent meanwhile, in the next pass
-        if not self._out.payloads:
-            if self._blocked:
+            if not self._out.payloads and self._blocked:
                 self._blocked = False
                 self._out.limit = self._high_water
                 self._loop.remove_writer(self._fd)
-            if self._closing:
+            if not self._out.payloads and self._closing:
                 self._lose(None)
         self._resume_writing()
         self._report_kept()
@@ -400,10 +453,10 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
         while left > 0 and self._out.payloads:
             assert self._sock is not None
             try:
-                if self._connected:
-                    sent = self._sock.send_many(self._out.payloads)
-                else:
-                    sent = self._sock.sendto_many(self._out.payloads, self._out.peers)
+                payloads, peers = self._out.payloads, self._out.peers
+                if left > MOST_SENT:
+                    payloads, peers = payloads[:MOST_SENT], peers[:MOST_SENT]
+                sent = self._sock.send_many(payloads) if self._connected else self._sock.sendto_many(payloads, peers)
                 self._out.forget(sent)
             except (BlockingIOError, InterruptedError):
                 self._wait_for_room()
@@ -452,9 +505,9 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
 
     def _wait_for_room(self) -> None:
         if not self._blocked:
+            self._loop.add_writer(self._fd, self._write_ready)
             self._blocked = True
             self._out.limit = -1
-            self._loop.add_writer(self._fd, self._write_ready)
 
     def _write_ready(self) -> None:
         self._flush()
@@ -575,10 +628,12 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
     def _close_socket(self) -> None:
         sock, self._sock = self._sock, None
         assert sock is not None
+        self._batch = None
         if self._owner is not None and self._owner is not sock:
             sock.detach()
-            self._owner.close()
-        else:
+            if not self._owner_keeps:
+                self._owner.close()
+        elif not self._owner_keeps:
             sock.close()
 
 
