@@ -111,6 +111,8 @@ class Endpoints:
     async def create(self, *arguments: Any, **options: Any) -> tuple[Any, Any]:
         """create_datagram_endpoint; the transport is aborted at the end, if it is not closed."""
         create = self._create or asyncio.get_running_loop().create_datagram_endpoint
+        if self.ours:
+            options.setdefault("read_us", 10_000_000)  # a pass must not end because the machine is busy
         transport, protocol = await create(*arguments, **options)
         self._opened.append(transport)
         return transport, protocol

@@ -204,7 +204,8 @@ class Protocol(asyncio.DatagramProtocol):
         self.transport = transport
 async def main():
     loop = asyncio.get_running_loop()
-    transport, protocol = await fastsock.aio.create_datagram_endpoint(Protocol, ("127.0.0.1", 0){options})
+    transport, protocol = await fastsock.aio.create_datagram_endpoint(
+        Protocol, ("127.0.0.1", 0), read_us=10_000_000{options})
     near, peer = transport.get_extra_info("sockname"), far.getsockname()
 {body}
     transport.close()
