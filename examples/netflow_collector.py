@@ -132,9 +132,8 @@ async def take_rest(transport: fastsock.aio.DatagramTransport) -> None:
     """Let the protocol have what the kernel has by now, and nothing that comes later."""
     sock = transport.get_extra_info("socket")
     sock.connect(sock.getsockname())
-    while select.select([sock], [], [], 0)[0]:
+    while transport.undelivered or select.select([sock], [], [], 0)[0]:
         await asyncio.sleep(0)
-    await asyncio.sleep(0)  # for what was received in this pass of the loop
 
 
 async def collect(args: argparse.Namespace) -> None:

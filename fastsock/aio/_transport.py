@@ -12,6 +12,7 @@ import os
 import socket as _stdlib
 import warnings
 from collections.abc import Iterator
+from operator import length_hint
 from time import perf_counter_ns
 from typing import Any
 
@@ -207,6 +208,11 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
         if self._arrived:
             self._continue_soon()
         self._watch()
+
+    @property
+    def undelivered(self) -> int:
+        """Datagrams, or batches, that were received and wait for the protocol to have time or to resume."""
+        return length_hint(self._slice) + max(0, len(self._arrived) - self._next)
 
     def _watch(self) -> None:
         if not self._reading and not self._closing:
