@@ -37,16 +37,16 @@ TRANSMIT_STAMPS = {
 class Options:
     """The options that bind_udp and connect_udp share; they document them."""
 
-    gso: bool
-    gro: bool
-    timestamps: bool | Stamps | None
-    pktinfo: bool
-    ecn: bool
-    ttl: bool
-    drop_counter: bool
-    error_queue: bool
-    transmit_timestamps: bool | Stamps | None
-    txtime: Clock | None
+    gso: bool = True
+    gro: bool = False
+    timestamps: bool | Stamps | None = None
+    pktinfo: bool = False
+    ecn: bool = False
+    ttl: bool = False
+    drop_counter: bool = False
+    error_queue: bool = False
+    transmit_timestamps: bool | Stamps | None = None
+    txtime: Clock | None = None
 
     def apply(self, sock: Socket) -> None:
         """Set them on a fresh socket."""

@@ -19,19 +19,8 @@ from fastsock.aio._transport import READ_DATAGRAMS, READ_US, DatagramTransport
 logger = logging.getLogger("asyncio")
 ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
 Pair = tuple[Any, Any]
-PLAIN = Options(
-    gso=True,
-    gro=True,
-    timestamps=None,
-    pktinfo=False,
-    ecn=False,
-    ttl=False,
-    drop_counter=False,
-    error_queue=False,
-    transmit_timestamps=None,
-    txtime=None,
-)
-"""The options of an endpoint that is given none."""
+PLAIN = Setup(Options(gro=True))
+"""An endpoint that is given no options."""
 
 
 async def create_datagram_endpoint(
@@ -104,7 +93,6 @@ async def create_datagram_endpoint(
             drop_counter=drop_counter,
             error_queue=error_queue,
             transmit_timestamps=transmit_timestamps,
-            txtime=None,
         ),
         rcvbuf=rcvbuf,
         sndbuf=sndbuf,
@@ -126,7 +114,7 @@ async def create_datagram_endpoint(
             "reuse_port": reuse_port,
             "allow_broadcast": allow_broadcast,
         }
-        given = {name: value for name, value in given.items() if value} | setup.differences(Setup(PLAIN))
+        given = {name: value for name, value in given.items() if value} | setup.differences(PLAIN)
         if given:
             problems = ", ".join(f"{name}={value}" for name, value in given.items())
             raise ValueError(f"socket modifier keyword arguments can not be used when sock is specified. ({problems})")

@@ -171,10 +171,7 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
         """Stop receiving, send what is queued, then call ``connection_lost(None)``."""
         if self._closing:
             return
-        self._closing = True
-        self._unwatch()
-        self._take_undelivered()
-        self._set_arrived([])
+        self._stop_receiving()
         if self._out.payloads and not self._blocked:
             self._flush()
         elif not self._out.payloads:
@@ -182,9 +179,16 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
 
     def abort(self) -> None:
         """Close at once; what is queued is sent as far as there is room now."""
-        self._closing = True  # error_received may call anything
+        self._stop_receiving()
         self.flush()
         self._fail(None)
+
+    def _stop_receiving(self) -> None:
+        """Begin to close: what has arrived and is not delivered is dropped."""
+        self._closing = True
+        self._unwatch()
+        self._take_undelivered()
+        self._set_arrived([])
 
     # --- receiving ------------------------------------------------------------------------------
 
@@ -604,10 +608,7 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
         if self._lost:
             return
         self._out.forget(len(self._out.payloads))
-        self._closing = True
-        self._unwatch()
-        self._take_undelivered()
-        self._set_arrived([])
+        self._stop_receiving()
         self._lose(error)
 
     def _lose(self, error: BaseException | None) -> None:
@@ -615,7 +616,6 @@ class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
             return
         self._lost = 1
         self._out.limit = -1
-        self._unwatch()
         if self._blocked:
             self._blocked = False
             self._loop.remove_writer(self._fd)

@@ -220,8 +220,6 @@ cdef class SingleSocket(BaseSocket):
         Raises as ``send``, and socket.gaierror for a host name that does not resolve.
         See sendto(2).
         """
-        cdef c.sockaddr_storage storage
-        cdef c.socklen_t addrlen = 0
         cdef Py_buffer view
         cdef int flags = 0
         if address is MISSING:
@@ -230,18 +228,19 @@ cdef class SingleSocket(BaseSocket):
             flags = send_flags(self, flags_or_address)
         self.raise_deferred(&self.deferred_send)
         if PyBytes_CheckExact(data):
-            self.encode_peer(address, &storage, &addrlen)
-            PySys_Audit("socket.sendto", "OO", <PyObject *>self, <PyObject *>address)
-            return send_bytes(
-                self, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), flags, <c.sockaddr *>&storage, addrlen
-            )
+            return self.send_to_peer(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), flags, address)
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
-            self.encode_peer(address, &storage, &addrlen)
-            PySys_Audit("socket.sendto", "OO", <PyObject *>self, <PyObject *>address)
-            return send_bytes(self, <const char *>view.buf, view.len, flags, <c.sockaddr *>&storage, addrlen)
+            return self.send_to_peer(<const char *>view.buf, view.len, flags, address)
         finally:
             PyBuffer_Release(&view)
+
+    cdef ssize_t send_to_peer(self, const char *data, Py_ssize_t size, int flags, object address) except -1:
+        cdef c.sockaddr_storage storage
+        cdef c.socklen_t addrlen = 0
+        self.encode_peer(address, &storage, &addrlen)
+        PySys_Audit("socket.sendto", "OO", <PyObject *>self, <PyObject *>address)
+        return send_bytes(self, data, size, flags, <c.sockaddr *>&storage, addrlen)
 
     def sendmsg(self, buffers, ancdata=(), flags=0, address=None):
         """Send one datagram gathered from ``buffers``, with ancillary data; returns its size.

@@ -53,6 +53,7 @@ cdef class BaseSocket:
 
     cdef int open(self, int family, int type, int proto, object fileno) except -1
     cdef int adopt(self, int fd, int family, int type, int proto) except -1
+    cdef tuple accept_descriptor(self)
     cdef int set_timeout(self, object timeout) except -1
     cdef int release(self) except -1
     cdef int learn_options(self, int level=*, int name=*, int taken=*) except -1

@@ -222,6 +222,9 @@ cdef class BaseSocket:
 
     def _accept(self):
         """Wait for a connection; returns ``(fd, address)``, for a class with an ``accept`` of its own."""
+        return self.accept_descriptor()
+
+    cdef tuple accept_descriptor(self):
         cdef c.sockaddr_storage storage
         cdef c.socklen_t addrlen = sizeof(storage)
         cdef int fd = sys_accept(&self.handle, <c.sockaddr *>&storage, &addrlen, self.timeout_ns)
@@ -236,11 +239,9 @@ cdef class BaseSocket:
 
         What the kernel would tell of the descriptor is known from the socket that listens.
         """
-        cdef c.sockaddr_storage storage
-        cdef c.socklen_t addrlen = sizeof(storage)
-        cdef int fd = sys_accept(&self.handle, <c.sockaddr *>&storage, &addrlen, self.timeout_ns)
+        cdef int fd
+        fd, address = self.accept_descriptor()
         try:
-            address = decode_address(&storage, addrlen)
             PySys_Audit("socket.__new__", "Oiii", <PyObject *>made, self._family, self._type, self.proto)
             made.adopt(fd, self._family, self._type, self.proto)
         except BaseException:
