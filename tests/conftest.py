@@ -20,7 +20,7 @@ import pytest
 import fastsock
 from fastsock import _constants
 
-pytest_plugins = ["endpoints"]
+pytest_plugins = ["endpoints", "frameworks"]
 
 
 def open_descriptors() -> set[tuple[int, str]]:

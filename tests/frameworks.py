@@ -1,13 +1,16 @@
-"""What runs tests of AsyncSocket on asyncio, uvloop, trio and anyio."""
+"""What runs tests of AsyncSocket on asyncio, uvloop, trio and anyio, and their fixtures. conftest loads it."""
 
 import asyncio
 import functools
+import socket
 
 import anyio
+import pytest
 import trio
 
+import fastsock
 import fastsock.aio
-from fastsock.aio import _waiting
+from fastsock.aio import _sockets, _waiting
 
 try:
     import uvloop
@@ -103,3 +106,48 @@ def fill(sock, *peer):
             count += sock.sendto_many([b"fill"], *peer) if peer else sock.send_many([b"fill"])
     except BlockingIOError:
         return count
+
+
+@pytest.fixture(params=RUNNERS)
+def run(request):
+    return bounded(RUNNERS[request.param])
+
+
+@pytest.fixture(params=LOOPS)
+def run_loop(request):
+    """Loops of asyncio alone, whose tasks are cancelled once instead of until they end."""
+    return bounded(RUNNERS[request.param])
+
+
+@pytest.fixture
+def always_yield(monkeypatch):
+    """Every call gives other tasks their turn first."""
+    monkeypatch.setattr(_sockets, "BUSY_NS", -1)
+
+
+@pytest.fixture
+def never_yield(monkeypatch):
+    monkeypatch.setattr(_sockets, "BUSY_NS", 1 << 62)
+
+
+@pytest.fixture
+def count_waits(monkeypatch):
+    """A list with an item for each wait for readiness."""
+    waits = []
+    wait = _waiting.Side.wait
+
+    def count(self, fd, trio):
+        waits.append(fd)
+        return wait(self, fd, trio)
+
+    monkeypatch.setattr(_waiting.Side, "wait", count)
+    return waits
+
+
+@pytest.fixture
+def channel(closing):
+    """An ``AsyncSocket`` and the ``Socket`` that it is connected to, over AF_UNIX: nothing is dropped, all waits."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    near, far = (closing(fastsock.Socket.from_stdlib(end)) for end in ends)
+    far.setblocking(False)
+    return closing(fastsock.aio.AsyncSocket(near)), far

@@ -12,9 +12,6 @@ import pytest
 from conftest import drain
 from frameworks import (
     LOCAL,
-    LOOPS,
-    RUNNERS,
-    bounded,
     check_not_watched,
     fill,
     pack,
@@ -27,26 +24,6 @@ from frameworks import (
 import fastsock
 import fastsock.aio
 from fastsock.aio import _sockets
-
-
-@pytest.fixture(params=RUNNERS)
-def run(request):
-    return bounded(RUNNERS[request.param])
-
-
-@pytest.fixture(params=LOOPS)
-def run_loop(request):
-    """Loops of asyncio alone, whose tasks are cancelled once instead of until they end."""
-    return bounded(RUNNERS[request.param])
-
-
-@pytest.fixture
-def channel(closing):
-    """An ``AsyncSocket`` and the ``Socket`` that it is connected to, over AF_UNIX: nothing is dropped, all waits."""
-    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    near, far = (closing(fastsock.Socket.from_stdlib(end)) for end in ends)
-    far.setblocking(False)
-    return closing(fastsock.aio.AsyncSocket(near)), far
 
 
 class Flood:
