@@ -24,6 +24,9 @@ cdef struct Columns:
     uint8_t *ttls
 
 cdef Columns *make_columns(Py_ssize_t capacity, int ancillary, Columns *older) except NULL
+cdef size_t columns_size(Py_ssize_t capacity, int ancillary) noexcept
+cdef void place_columns(Columns *made, char *at, Py_ssize_t capacity, int ancillary) noexcept
+cdef void slice_columns(Columns *made, const Columns *whole, Py_ssize_t start, Py_ssize_t count) noexcept
 cdef void free_columns(Columns *columns) noexcept
 cdef void write_metadata(Columns *columns, Py_ssize_t start, Py_ssize_t end, const Metadata *found) noexcept nogil
 cdef void read_metadata(const Columns *columns, Py_ssize_t index, Metadata *found) noexcept

@@ -16,9 +16,20 @@ from fastsock._sockaddr cimport decode_host
 cdef Columns *make_columns(Py_ssize_t capacity, int ancillary, Columns *older) except NULL:
     """Room for `capacity` items; what `older`, which may be NULL, holds is copied."""
     cdef Columns *made
-    cdef char *at
-    cdef size_t row = sizeof(int64_t) + sizeof(int32_t) + sizeof(uint8_t)
     cdef size_t header = (sizeof(Columns) + 63) & ~<size_t>63
+    made = <Columns *>calloc(1, header + columns_size(capacity, ancillary))
+    if made == NULL:
+        raise MemoryError(f"columns of {capacity} datagrams")
+    made.older = older
+    place_columns(made, <char *>made + header, capacity, ancillary)
+    if older != NULL:
+        copy_columns(made, older)
+    return made
+
+
+cdef size_t columns_size(Py_ssize_t capacity, int ancillary) noexcept:
+    """Bytes of memory for `capacity` items in each column."""
+    cdef size_t row = sizeof(int64_t) + sizeof(int32_t) + sizeof(uint8_t)
     if ancillary & GRO:
         row += sizeof(int32_t)
     if ancillary & TIMESTAMPS:
@@ -33,14 +44,15 @@ cdef Columns *make_columns(Py_ssize_t capacity, int ancillary, Columns *older) e
         row += 2 * sizeof(uint8_t)
     if ancillary & TTL:
         row += sizeof(uint8_t)
-    # Widest first, so that each column is aligned; one spare row for what that rounds up.
-    made = <Columns *>calloc(1, header + row * <size_t>(capacity + 1))
-    if made == NULL:
-        raise MemoryError(f"columns of {capacity} datagrams")
-    made.older = older
+    # One spare row for what place_columns rounds up.
+    return row * <size_t>(capacity + 1)
+
+
+cdef void place_columns(Columns *made, char *at, Py_ssize_t capacity, int ancillary) noexcept:
+    """Set where each column lies in the memory at `at`, which is aligned to 8 bytes."""
     made.capacity = capacity
     made.ancillary = ancillary
-    at = <char *>made + header
+    # Widest first, so that each column is aligned.
     made.offsets = <int64_t *>take(&at, capacity, sizeof(int64_t))
     if ancillary & TIMESTAMPS:
         made.timestamps_ns = <int64_t *>take(&at, capacity, sizeof(int64_t))
@@ -60,9 +72,31 @@ cdef Columns *make_columns(Py_ssize_t capacity, int ancillary, Columns *older) e
         made.dscp = <uint8_t *>take(&at, capacity, sizeof(uint8_t))
     if ancillary & TTL:
         made.ttls = <uint8_t *>take(&at, capacity, sizeof(uint8_t))
-    if older != NULL:
-        copy_columns(made, older)
-    return made
+
+
+cdef void slice_columns(Columns *made, const Columns *whole, Py_ssize_t start, Py_ssize_t count) noexcept:
+    """Show `count` items of another block's columns from `start` on; their memory stays that block's."""
+    made.capacity = made.count = count
+    made.ancillary = whole.ancillary
+    made.offsets = whole.offsets + start
+    made.lengths = whole.lengths + start
+    made.truncated = whole.truncated + start
+    if whole.messages != NULL:
+        made.messages = whole.messages + start
+    if whole.timestamps_ns != NULL:
+        made.timestamps_ns = whole.timestamps_ns + start
+    if whole.hardware_timestamps_ns != NULL:
+        made.hardware_timestamps_ns = whole.hardware_timestamps_ns + start
+    if whole.locals != NULL:
+        made.locals = whole.locals + start
+        made.interface_indexes = whole.interface_indexes + start
+    if whole.drop_counters != NULL:
+        made.drop_counters = whole.drop_counters + start
+    if whole.ecn != NULL:
+        made.ecn = whole.ecn + start
+        made.dscp = whole.dscp + start
+    if whole.ttls != NULL:
+        made.ttls = whole.ttls + start
 
 
 cdef char *take(char **at, Py_ssize_t capacity, size_t itemsize) noexcept:

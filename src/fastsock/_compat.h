@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -80,6 +81,11 @@
 #endif
 #ifndef SO_EE_ORIGIN_TXTIME
 #define SO_EE_ORIGIN_TXTIME 6
+#endif
+
+/* sys/mman.h: Linux 6.3, which complains in its log of those who do not say. */
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 0x0008U
 #endif
 
 /* Kernel-internal, and yet user space sees it: a recvmmsg interrupted after its first

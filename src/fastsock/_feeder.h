@@ -74,7 +74,8 @@ struct fastsock_feeder {
     pthread_t thread;
     sem_t ready;
     int start_error;
-    int running;                        /* the owner's: to be joined */
+    pthread_mutex_t joining;
+    int running;                        /* the owner's, under that lock: to be joined */
     uint32_t stop;
 
     /* Who receives: the thread, or in spin mode a consumer that waits. */
@@ -450,6 +451,29 @@ static inline int fastsock_feeder_run(struct fastsock_feeder *f)
     return rc < 0 ? -rc : 0;
 }
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23          /* Linux 5.14 */
+#endif
+
+/* Have all the memory there is to be, from the node of the CPU that fills it: no fault comes later. */
+static inline int fastsock_feeder_populate(struct fastsock_feeder *f)
+{
+    const struct fastsock_geometry *geometry = &f->ring->geometry;
+    if (madvise(f->ring, geometry->mapping_size, MADV_POPULATE_WRITE) != 0) {
+        if (errno != EINVAL)
+            return errno == EFAULT ? ENOMEM : errno;
+        for (size_t at = 0; at < geometry->mapping_size; at += 4096) {
+            volatile char *byte = (volatile char *)f->ring + at;
+            *byte = *byte;
+        }
+    }
+    if (geometry->stride)
+        for (int32_t i = 0; i < geometry->blocks; i++)
+            for (int32_t row = 0; row < geometry->capacity; row++)
+                f->views[i].offsets[row] = (int64_t)row * geometry->stride;
+    return 0;
+}
+
 static inline int fastsock_feeder_settle(struct fastsock_feeder *f)
 {
     if (f->cpu >= 0) {
@@ -464,7 +488,7 @@ static inline int fastsock_feeder_settle(struct fastsock_feeder *f)
         if (error)
             return error;
     }
-    return 0;
+    return fastsock_feeder_populate(f);
 }
 
 static inline void *fastsock_feeder_main(void *argument)
@@ -495,6 +519,7 @@ static inline int fastsock_feeder_start(struct fastsock_feeder *f)
     sigset_t all, before;
     struct epoll_event event = {.events = EPOLLIN | EPOLLET};
     f->block = -1;
+    pthread_mutex_init(&f->joining, NULL);
     if (epoll_ctl(f->epoll_fd, EPOLL_CTL_ADD, f->fd, &event) != 0)
         return errno;
     event.events = EPOLLIN;
@@ -524,6 +549,17 @@ static inline void fastsock_feeder_ask_to_stop(struct fastsock_feeder *f)
     __atomic_store_n(&f->stop, 1, __ATOMIC_RELEASE);
     ssize_t rc = write(f->stop_fd, &one, sizeof(one));
     (void)rc;           /* it fails only where it was written before */
+}
+
+/* Have the thread end, and wait until it has; any number of times, on any thread. */
+static inline void fastsock_feeder_stop(struct fastsock_feeder *f)
+{
+    fastsock_feeder_ask_to_stop(f);
+    pthread_mutex_lock(&f->joining);
+    if (f->running)
+        pthread_join(f->thread, NULL);
+    f->running = 0;
+    pthread_mutex_unlock(&f->joining);
 }
 
 /* --- in spin mode: a consumer that waits receives for itself, on its own thread ---------------------------------- */

@@ -14,6 +14,7 @@ cdef extern from "_compat.h" nogil:
         FASTSOCK_MEMINFO_DROPS
         FASTSOCK_ERESTARTSYS
         FASTSOCK_SOL_UDP
+        MFD_NOEXEC_SEAL
         UDP_SEGMENT
         UDP_GRO
         UDP_CORK
@@ -39,6 +40,7 @@ cdef extern from "_compat.h":
 cdef extern from "<errno.h>" nogil:
     int errno
     enum:
+        EACCES
         EAGAIN
         EBADF
         EBUSY
@@ -56,6 +58,7 @@ cdef extern from "<errno.h>" nogil:
         ENETDOWN
         ENETUNREACH
         ENOPROTOOPT
+        EOWNERDEAD
         EOPNOTSUPP
         EPIPE
 
@@ -322,13 +325,53 @@ cdef extern from "<sys/epoll.h>" nogil:
 
 cdef extern from "<fcntl.h>" nogil:
     enum:
+        F_ADD_SEALS
+        F_DUPFD_CLOEXEC
         F_GETFL
+        F_GETLK
+        F_RDLCK
+        F_SEAL_GROW
+        F_SEAL_SHRINK
         F_SETFL
+        F_SETLK
+        F_UNLCK
+        F_WRLCK
         O_NONBLOCK
-    int fcntl(int fd, int cmd, long arg)
+    struct flock:
+        short l_type
+        short l_whence
+        int l_pid
+    int fcntl(int fd, int cmd, ...)
 
 cdef extern from "<unistd.h>" nogil:
+    enum:
+        SEEK_SET
     int close(int fd)
+    int ftruncate(int fd, int64_t length)
+    ssize_t write(int fd, const void *buf, size_t count)
+
+cdef extern from "<sys/stat.h>" nogil:
+    struct struct_stat "stat":
+        int64_t st_size
+    int fstat(int fd, struct_stat *statbuf)
+
+cdef extern from "<sys/mman.h>" nogil:
+    enum:
+        MAP_SHARED
+        MFD_ALLOW_SEALING
+        MFD_CLOEXEC
+        PROT_READ
+        PROT_WRITE
+    void *MAP_FAILED
+    int memfd_create(const char *name, unsigned int flags)
+    void *mmap(void *addr, size_t length, int prot, int flags, int fd, int64_t offset)
+    int munmap(void *addr, size_t length)
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    enum:
+        EFD_CLOEXEC
+        EFD_NONBLOCK
+    int eventfd(unsigned int initval, int flags)
 
 cdef extern from "<ifaddrs.h>" nogil:
     struct ifaddrs:

@@ -243,6 +243,12 @@ static inline int fastsock_ring_empty(struct fastsock_ring *ring)
     return __atomic_load_n(&ring->block[at].filled, __ATOMIC_ACQUIRE) >> 1 == fastsock_load(&ring->taken_here);
 }
 
+/* Whether what is there now is all that there will be. */
+static inline int fastsock_ring_has_ended(struct fastsock_ring *ring)
+{
+    return __atomic_load_n(&ring->ended, __ATOMIC_ACQUIRE) && fastsock_ring_empty(ring);
+}
+
 /* End a lease: what was taken may be overwritten. */
 static inline void fastsock_ring_release(struct fastsock_ring *ring, uint32_t index)
 {

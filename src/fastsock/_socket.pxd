@@ -69,6 +69,9 @@ cdef class BaseSocket:
         return self.raise_kept(deferred) if deferred[0] else 0
 
 
+cdef int64_t timeout_as_ns(object timeout) except? -2
+
+
 cdef inline int integer(object value) except? -1:
     """A C int from what has __index__: a float is a TypeError, as in the socket module."""
     return value if PyLong_Check(value) else PyNumber_Index(value)

@@ -169,19 +169,7 @@ cdef class BaseSocket:
         self.set_timeout(timeout)
 
     cdef int set_timeout(self, object timeout) except -1:
-        cdef int64_t ns
-        if timeout is None:
-            ns = -1
-        else:
-            seconds = timeout if isinstance(timeout, float) else PyNumber_Index(timeout)
-            if seconds != seconds:
-                raise ValueError("Invalid value NaN (not a number)")
-            if seconds < 0:
-                raise ValueError("Timeout value out of range")
-            if seconds > 9_223_372_036:
-                raise OverflowError("timestamp too large to convert to C PyTime_t")
-            # Half of the int64 range, so that a deadline on the clock cannot overflow.
-            ns = min(math.ceil(seconds * 1_000_000_000), 1 << 62)
+        cdef int64_t ns = timeout_as_ns(timeout)
         sys_set_nonblocking(self.handle.fd, ns >= 0)
         self.timeout_ns = ns
         return 0
@@ -563,6 +551,21 @@ cdef class BaseSocket:
 
 cdef bint drain_errors(void *owner, uint64_t *seen, int *error) except -1:
     return (<BaseSocket>owner).absorb_errors(seen, error)
+
+
+cdef int64_t timeout_as_ns(object timeout) except? -2:
+    """A time-out in seconds as nanoseconds, rounded up; -1 for None. What it raises is the socket module's."""
+    if timeout is None:
+        return -1
+    seconds = timeout if isinstance(timeout, float) else PyNumber_Index(timeout)
+    if seconds != seconds:
+        raise ValueError("Invalid value NaN (not a number)")
+    if seconds < 0:
+        raise ValueError("Timeout value out of range")
+    if seconds > 9_223_372_036:
+        raise OverflowError("timestamp too large to convert to C PyTime_t")
+    # Half of the int64 range, so that a deadline on the clock cannot overflow.
+    return min(math.ceil(seconds * 1_000_000_000), 1 << 62)
 
 
 cdef tuple describe(int fd, int family, int type, int proto):

@@ -104,3 +104,13 @@ cdef int sys_getifaddrs(c.ifaddrs **ifap) except -1
 cdef int sys_epoll_create1(int flags) except -1
 cdef int sys_epoll_ctl(int epfd, int op, int fd, uint32_t events) except -1
 cdef int sys_epoll_wait(Handle *handle, c.epoll_event *events, int maxevents, int64_t timeout_ns) except -1
+
+cdef int sys_memfd_create(const char *name, unsigned int flags) except -1
+cdef int sys_ftruncate(int fd, int64_t size) except -1
+cdef int64_t sys_fstat_size(int fd) except -1
+cdef void *sys_mmap(size_t size, int fd) except NULL
+cdef int sys_munmap(void *start, size_t size) except -1
+cdef int sys_lock(int fd) except -1
+cdef int sys_eventfd(int flags) except -1
+cdef int sys_write_event(int fd) except -1
+cdef bint sys_poll_in(const Handle *handle, int64_t timeout_ns) except -1

@@ -13,6 +13,7 @@ import os
 
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
 from fastsock cimport _linux as c
 
 
@@ -664,3 +665,88 @@ cdef int sys_epoll_wait(Handle *handle, c.epoll_event *events, int maxevents, in
             timeout_ns = deadline_ns - monotonic_ns()
             if timeout_ns <= 0:
                 return 0
+
+
+# --- shared memory, and events ------------------------------------------------------------
+
+cdef int sys_memfd_create(const char *name, unsigned int flags) except -1:
+    cdef int fd = c.memfd_create(name, flags)
+    return fd if fd >= 0 else raise_errno(c.errno)
+
+
+cdef int sys_ftruncate(int fd, int64_t size) except -1:
+    return 0 if c.ftruncate(fd, size) == 0 else raise_errno(c.errno)
+
+
+cdef int64_t sys_fstat_size(int fd) except -1:
+    cdef c.struct_stat found
+    return found.st_size if c.fstat(fd, &found) == 0 else raise_errno(c.errno)
+
+
+cdef void *sys_mmap(size_t size, int fd) except NULL:
+    """Map all of a file, shared, to read and to write. See mmap(2)."""
+    cdef void *start = c.mmap(NULL, size, c.PROT_READ | c.PROT_WRITE, c.MAP_SHARED, fd, 0)
+    if start == c.MAP_FAILED:
+        raise_errno(c.errno)
+    return start
+
+
+cdef int sys_munmap(void *start, size_t size) except -1:
+    return 0 if c.munmap(start, size) == 0 else raise_errno(c.errno)
+
+
+cdef int sys_lock(int fd) except -1:
+    """Lock a file for this process until it closes it or ends; returns the process that has it, or 0.
+
+    See fcntl(2), F_SETLK: traditional locks, which a forked child does not inherit.
+    """
+    cdef c.flock lock
+    while True:
+        memset(&lock, 0, sizeof(lock))
+        lock.l_type = c.F_WRLCK
+        lock.l_whence = c.SEEK_SET
+        if c.fcntl(fd, c.F_SETLK, &lock) == 0:
+            return 0
+        if c.errno != c.EAGAIN and c.errno != c.EACCES:
+            return raise_errno(c.errno)
+        if c.fcntl(fd, c.F_GETLK, &lock) != 0:
+            return raise_errno(c.errno)
+        if lock.l_type != c.F_UNLCK:
+            return lock.l_pid
+
+
+cdef int sys_eventfd(int flags) except -1:
+    cdef int fd = c.eventfd(0, flags)
+    return fd if fd >= 0 else raise_errno(c.errno)
+
+
+cdef int sys_write_event(int fd) except -1:
+    """Add one to an eventfd, which wakes who polls it; a full one is readable already."""
+    cdef uint64_t one = 1
+    if c.write(fd, &one, sizeof(one)) < 0 and c.errno != c.EAGAIN:
+        return raise_errno(c.errno)
+    return 0
+
+
+cdef bint sys_poll_in(const Handle *handle, int64_t timeout_ns) except -1:
+    """Wait without the GIL until there is something to read, or the time is up (-1: without end)."""
+    cdef c.pollfd poll
+    cdef c.timespec left
+    cdef int rc, err
+    cdef int64_t deadline_ns = monotonic_ns() + timeout_ns if timeout_ns > 0 else 0
+    while True:
+        poll.fd = handle.fd
+        poll.events = c.POLLIN
+        poll.revents = 0
+        left.tv_sec = timeout_ns // 1_000_000_000
+        left.tv_nsec = timeout_ns % 1_000_000_000
+        with nogil:
+            rc = c.ppoll(&poll, 1, &left if timeout_ns >= 0 else NULL, NULL)
+            err = c.errno
+        if rc >= 0:
+            return rc > 0
+        if not is_interrupted(err):
+            return raise_errno(err)
+        PyErr_CheckSignals()
+        if timeout_ns > 0:
+            timeout_ns = max(<int64_t>0, deadline_ns - monotonic_ns())
