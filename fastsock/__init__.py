@@ -9,11 +9,12 @@ while True:
 from fastsock import _reduction as _reduction
 from fastsock import selectors as selectors
 from fastsock import socket as socket
+from fastsock._datagrams import Datagram
 from fastsock._epoll import Epoll
 from fastsock._errqueue import ErrorRecord
 from fastsock._limits import Limit
 from fastsock._probe import Capability, Probe, probe
-from fastsock._recvbatch import Datagram, RecvBatch
+from fastsock._recvbatch import RecvBatch
 from fastsock._sendbatch import SendBatch
 from fastsock._sock import Socket, SocketStats
 from fastsock._udp import bind_udp, bind_udp_group, connect_udp

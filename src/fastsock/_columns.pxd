@@ -37,4 +37,5 @@ cdef class ColumnBatch:
     cdef Columns *columns                   # what the last receive left
     cdef int ancillary                      # the bits of _cmsg.Ancillary that it recorded
 
+    cdef object memory_owner(self)
     cdef Columns *recorded(self, int bit, str option) except NULL

@@ -192,6 +192,10 @@ cdef class ColumnBatch:
     def __len__(self):
         return self.columns.count
 
+    cdef object memory_owner(self):
+        """What keeps the columns' memory, and with it every view of them."""
+        return self
+
     cdef Columns *recorded(self, int bit, str option) except NULL:
         """The columns, with what `option` makes the kernel tell; ValueError where it was not on."""
         if not self.ancillary & bit:
@@ -203,19 +207,19 @@ cdef class ColumnBatch:
     def offsets(self):
         """Where each datagram starts in ``buffer``: a memoryview of ``len(batch)`` int64."""
         cdef Columns *columns = self.columns
-        return readonly_memory(self, columns.offsets, columns.count, sizeof(int64_t), b"q")
+        return readonly_memory(self.memory_owner(), columns.offsets, columns.count, sizeof(int64_t), b"q")
 
     @property
     def lengths(self):
         """The bytes of each datagram: a memoryview of ``len(batch)`` int32."""
         cdef Columns *columns = self.columns
-        return readonly_memory(self, columns.lengths, columns.count, sizeof(int32_t), b"i")
+        return readonly_memory(self.memory_owner(), columns.lengths, columns.count, sizeof(int32_t), b"i")
 
     @property
     def truncated(self):
         """Which datagrams were longer than their slot: a memoryview of ``len(batch)`` bool."""
         cdef Columns *columns = self.columns
-        return readonly_memory(self, columns.truncated, columns.count, sizeof(uint8_t), b"?")
+        return readonly_memory(self.memory_owner(), columns.truncated, columns.count, sizeof(uint8_t), b"?")
 
     @property
     def timestamps_ns(self):
@@ -225,37 +229,39 @@ cdef class ColumnBatch:
         receive was from a socket that was not told to: see ``bind_udp``.
         """
         cdef Columns *columns = self.recorded(TIMESTAMPS, "timestamps")
-        return readonly_memory(self, columns.timestamps_ns, columns.count, sizeof(int64_t), b"q")
+        return readonly_memory(self.memory_owner(), columns.timestamps_ns, columns.count, sizeof(int64_t), b"q")
 
     @property
     def hardware_timestamps_ns(self):
         """When the device received each datagram, by its own clock: a memoryview of int64, 0 for unknown."""
         cdef Columns *columns = self.recorded(HARDWARE_TIMESTAMPS, "timestamps='hardware'")
-        return readonly_memory(self, columns.hardware_timestamps_ns, columns.count, sizeof(int64_t), b"q")
+        return readonly_memory(
+            self.memory_owner(), columns.hardware_timestamps_ns, columns.count, sizeof(int64_t), b"q"
+        )
 
     @property
     def ecn(self):
         """The ECN field of each datagram, 0 to 3 (RFC 3168): a memoryview of uint8."""
         cdef Columns *columns = self.recorded(TOS, "ecn")
-        return readonly_memory(self, columns.ecn, columns.count, sizeof(uint8_t), b"B")
+        return readonly_memory(self.memory_owner(), columns.ecn, columns.count, sizeof(uint8_t), b"B")
 
     @property
     def dscp(self):
         """The DSCP field of each datagram, 0 to 63 (RFC 2474): a memoryview of uint8. Comes with ``ecn``."""
         cdef Columns *columns = self.recorded(TOS, "ecn")
-        return readonly_memory(self, columns.dscp, columns.count, sizeof(uint8_t), b"B")
+        return readonly_memory(self.memory_owner(), columns.dscp, columns.count, sizeof(uint8_t), b"B")
 
     @property
     def ttls(self):
         """The TTL or hop limit that each datagram arrived with: a memoryview of uint8."""
         cdef Columns *columns = self.recorded(TTL, "ttl")
-        return readonly_memory(self, columns.ttls, columns.count, sizeof(uint8_t), b"B")
+        return readonly_memory(self.memory_owner(), columns.ttls, columns.count, sizeof(uint8_t), b"B")
 
     @property
     def interface_indexes(self):
         """The interface that each datagram came in by: a memoryview of int32."""
         cdef Columns *columns = self.recorded(PKTINFO, "pktinfo")
-        return readonly_memory(self, columns.interface_indexes, columns.count, sizeof(int32_t), b"i")
+        return readonly_memory(self.memory_owner(), columns.interface_indexes, columns.count, sizeof(int32_t), b"i")
 
     @property
     def drop_counters(self):
@@ -265,7 +271,7 @@ cdef class ColumnBatch:
         ``Socket.drops``, which is right at once; this tells where in the stream they fell.
         """
         cdef Columns *columns = self.recorded(DROP_COUNTER, "drop_counter")
-        return readonly_memory(self, columns.drop_counters, columns.count, sizeof(uint32_t), b"I")
+        return readonly_memory(self.memory_owner(), columns.drop_counters, columns.count, sizeof(uint32_t), b"I")
 
     @property
     def nbytes(self):

@@ -1,7 +1,7 @@
 # Lists of payloads. A ListBatch is a socket's own batch: what it receives is copied into
 # bytes objects, and those that the user has dropped again are written again instead of
 # being made anew: docs/design/malloc.md. No system calls.
-# May import _linux, _arena, _cmsg, _columns and _recvbatch.
+# May import _linux, _arena, _cmsg, _columns, _datagrams and _recvbatch.
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -14,7 +14,8 @@ from libc.string cimport memcpy
 from fastsock cimport _linux as c
 from fastsock._cmsg cimport GRO
 from fastsock._columns cimport Columns
-from fastsock._recvbatch cimport GRO_SLOT_SIZE, RecvBatch, new_bytes
+from fastsock._datagrams cimport new_bytes
+from fastsock._recvbatch cimport GRO_SLOT_SIZE, RecvBatch
 
 # On pointers, because a cast to object counts a reference up and down.
 cdef extern from "Python.h":

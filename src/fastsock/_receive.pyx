@@ -67,7 +67,7 @@ cdef class ReceiveSocket(SingleSocket):
             batch.attach(self.ancillary)
             return self.receive(batch, batch.vlen, how)
         finally:
-            batch.release()
+            batch.release_hold()
 
     def recv_many(self, Py_ssize_t vlen=64, Py_ssize_t bufsize=65535, flags=0):
         """Receive up to ``vlen`` datagrams as a list of bytes.
@@ -208,7 +208,7 @@ cdef class ReceiveSocket(SingleSocket):
                 position += batch.columns.count
             return result
         finally:
-            batch.release()
+            batch.release_hold()
             c.fastsock_keep_heap(heap_bytes)
 
     cdef ListBatch borrow_scratch(self, Py_ssize_t vlen, Py_ssize_t bufsize, bint addresses):
@@ -225,14 +225,14 @@ cdef class ReceiveSocket(SingleSocket):
                     if max(needed, batch.slot_size) <= CHUNK_BYTES // max(vlen, batch.vlen):
                         vlen = max(vlen, batch.vlen)
                         slot_size = max(needed, batch.slot_size)
-                    batch.release()
+                    batch.release_hold()
                 batch = ListBatch(vlen, slot_size, addresses=True)
                 batch.acquire()
                 self.scratch = batch
         try:
             batch.shape(bufsize, addresses, self.ancillary)
         except MemoryError:
-            batch.release()
+            batch.release_hold()
             raise
         return batch
 

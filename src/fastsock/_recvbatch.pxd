@@ -2,8 +2,7 @@
 
 from libc.stdint cimport uint64_t
 from fastsock cimport _linux as c
-from fastsock._cmsg cimport Metadata
-from fastsock._columns cimport ColumnBatch, Columns
+from fastsock._datagrams cimport DatagramBatch
 from fastsock._sockaddr cimport AddressCache
 
 # What a slot must hold for UDP GRO, which joins datagrams up to one IP packet.
@@ -11,7 +10,7 @@ cdef enum:
     GRO_SLOT_SIZE = 65535
 
 
-cdef class RecvBatch(ColumnBatch):
+cdef class RecvBatch(DatagramBatch):
     # Geometry, fixed at construction.
     cdef readonly Py_ssize_t vlen           # kernel messages per call
     cdef readonly Py_ssize_t slot_size      # bytes of a slot that a message may fill
@@ -22,7 +21,6 @@ cdef class RecvBatch(ColumnBatch):
     cdef c.mmsghdr *msgvec
     cdef c.iovec *iov
     cdef c.sockaddr_storage *names          # NULL unless addresses were asked for
-    cdef char *arena
     cdef bint naming
     cdef Py_ssize_t dirty                   # leading headers that the last call changed
 
@@ -39,32 +37,7 @@ cdef class RecvBatch(ColumnBatch):
     cdef uint64_t busy
     cdef AddressCache peers
 
-    cdef bint try_acquire(self) noexcept
-    cdef int acquire(self) except -1
-    cdef void release(self) noexcept
     cdef int attach(self, int ancillary) except -1
     cdef void prepare(self) noexcept
     cdef int decode(self, Py_ssize_t received, bint seqpacket_full) except -1
     cdef int decode_ancillary(self, Py_ssize_t received) except -1
-    cdef Datagram datagram(self, Columns *columns, Py_ssize_t index)
-
-
-cdef class Datagram:
-    # The slot it lies in: the batch keeps the memory.
-    cdef RecvBatch batch
-    cdef char *start
-    cdef Py_ssize_t nbytes
-    cdef readonly bint truncated
-
-    # What was recorded of it, by the bits of ancillary.
-    cdef int ancillary
-    cdef Metadata metadata
-
-    # The peer as the kernel gave it, decoded when asked for.
-    cdef c.sockaddr_storage name
-    cdef int namelen                        # -1 when the batch records no addresses
-
-    cdef int need(self, int bit, str option) except -1
-
-
-cdef bytes new_bytes(const char *start, Py_ssize_t size, size_t *heap_bytes)

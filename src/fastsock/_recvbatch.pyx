@@ -1,6 +1,6 @@
 # Receiving batches: an arena, its kernel headers and its columns. No system calls: _receive
 # calls `prepare`, recvmmsg and `decode` in turn, the first and last of which are pure.
-# May import _linux, _arena, _cmsg, _columns, _sockaddr and, for the fork epoch, _sys.
+# May import _linux, _arena, _cmsg, _columns, _datagrams, _sockaddr and, for the fork epoch, _sys.
 #
 # Who owns what: a RecvBatch allocates its memory once and frees it in __dealloc__; columns
 # may be replaced by larger ones, and then both stay. Every view (a column, a Datagram, a
@@ -9,31 +9,28 @@
 
 cimport cython
 from cpython.buffer cimport (
-    PyBUF_ANY_CONTIGUOUS, PyBUF_C_CONTIGUOUS, PyBUF_F_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_FillInfo,
+    PyBUF_ANY_CONTIGUOUS, PyBUF_C_CONTIGUOUS, PyBUF_F_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDES,
 )
-from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport int32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from fastsock cimport _linux as c
-from fastsock._arena cimport memory, slot_stride
+from fastsock._arena cimport slot_stride
 from fastsock._cmsg cimport (
-    DROP_COUNTER, GRO, HARDWARE_TIMESTAMPS, PKTINFO, TIMESTAMPS, TOS, TTL, Metadata, ancillary_of, decode_metadata,
-    control_size, encode_control, metadata_room,
+    GRO, Metadata, ancillary_of, control_size, decode_metadata, encode_control, metadata_room,
 )
-from fastsock._columns cimport ColumnBatch, Columns, make_columns, not_recorded, read_metadata, write_metadata
-from fastsock._sockaddr cimport AddressCache, decode_address, decode_host, encode_address
+from fastsock._columns cimport Columns, make_columns, write_metadata
+from fastsock._datagrams cimport DatagramBatch
+from fastsock._sockaddr cimport AddressCache, encode_address
 from fastsock._sys cimport fork_epoch
 
 cdef enum:
-    KEEP_HEAP_FROM = 512        # smaller bytes objects come from Python's own pools
     SEGMENTS = 64               # datagrams that GRO joins (linux/udp.h, UDP_GRO_CNT_MAX)
 
 
 @cython.no_gc_clear     # views may be read while a garbage cycle is taken apart
-cdef class RecvBatch(ColumnBatch):
+cdef class RecvBatch(DatagramBatch):
     """Room for up to ``vlen`` kernel messages of ``slot_size`` bytes each, used again and again.
 
     ``Socket.recv_batch(batch)`` fills it. ``len(batch)``, iteration and ``batch[i]`` then
@@ -69,6 +66,7 @@ cdef class RecvBatch(ColumnBatch):
         # calloc: the arena can be seen through `buffer`, and large ones stay untouched
         # until a datagram arrives in them.
         self.arena = <char *>calloc(vlen, self.stride)
+        self.arena_size = vlen * self.stride
         self.msgvec = <c.mmsghdr *>calloc(vlen, sizeof(c.mmsghdr))
         self.iov = <c.iovec *>calloc(vlen, sizeof(c.iovec))
         if addresses:
@@ -77,7 +75,7 @@ cdef class RecvBatch(ColumnBatch):
         if self.arena == NULL or self.msgvec == NULL or self.iov == NULL or (addresses and self.names == NULL):
             raise MemoryError(f"{vlen} slots of {slot_size} bytes")
         self.columns = make_columns(vlen, 0, self.columns)
-        self.naming = addresses
+        self.named = self.naming = addresses
         for i in range(vlen):
             self.columns.offsets[i] = i * self.stride
             self.iov[i].iov_base = self.arena + i * self.stride
@@ -105,8 +103,24 @@ cdef class RecvBatch(ColumnBatch):
             raise RuntimeError("this RecvBatch is in use by another thread")
         return 0
 
-    cdef void release(self) noexcept:
+    cdef void release_hold(self) noexcept:
         c.fastsock_flag_release(&self.busy)
+
+    # --- peers ----------------------------------------------------------------------------
+
+    cdef size_t copy_name(self, Py_ssize_t message, c.sockaddr_storage *name) noexcept:
+        cdef size_t namelen
+        message = min(message, self.vlen - 1)
+        namelen = min(<size_t>self.msgvec[message].msg_hdr.msg_namelen, sizeof(c.sockaddr_storage))
+        memcpy(name, &self.names[message], namelen)
+        return namelen
+
+    cdef object decode_peer(self, const c.sockaddr_storage *name, size_t namelen):
+        return self.peers.decode(name, namelen)
+
+    cdef object peer(self, Py_ssize_t message):
+        message = min(message, self.vlen - 1)
+        return self.peers.decode(&self.names[message], self.msgvec[message].msg_hdr.msg_namelen)
 
     # --- prepare and decode: the two pure halves of a receive ---------------------------
 
@@ -247,7 +261,7 @@ cdef class RecvBatch(ColumnBatch):
             ValueError: More datagrams than ``vlen``, or ancillary data that is too large.
         """
         # Copied before anything is written: they may be datagrams of this very batch.
-        cdef bint named = self.names != NULL
+        cdef bint named = self.named
         cdef list items = [
             (bytes(memoryview(item[0] if named else item)), item[1] if named else None) for item in datagrams
         ]
@@ -285,114 +299,16 @@ cdef class RecvBatch(ColumnBatch):
                 memcpy(self.arena + i * self.stride, <const char *>payload, min(size, self.slot_size))
             self.decode(len(items), False)
         finally:
-            self.release()
+            self.release_hold()
         return self.columns.count
-
-    # --- lists: a copy of everything ------------------------------------------------------
-
-    def payloads(self):
-        """Return every payload as a bytes object: a list of ``len(batch)``, copied.
-
-        Raises:
-            RuntimeError: Another thread is receiving into the batch.
-        """
-        cdef Py_ssize_t i
-        cdef size_t heap_bytes = 0
-        cdef Columns *columns
-        self.acquire()
-        try:
-            columns = self.columns
-            return [
-                new_bytes(self.arena + columns.offsets[i], columns.lengths[i], &heap_bytes)
-                for i in range(columns.count)
-            ]
-        finally:
-            self.release()
-            c.fastsock_keep_heap(heap_bytes)
-
-    def addresses(self):
-        """Return the peer address of every datagram: a list of ``len(batch)``.
-
-        Raises:
-            ValueError: The batch was made without ``addresses=True``.
-            RuntimeError: Another thread is receiving into the batch.
-        """
-        cdef Py_ssize_t i, message
-        cdef Columns *columns
-        cdef list found = []
-        if self.names == NULL:
-            raise no_addresses()
-        self.acquire()
-        try:
-            columns = self.columns
-            for i in range(columns.count):
-                message = min(<Py_ssize_t>columns.messages[i] if self.ancillary & GRO else i, self.vlen - 1)
-                found.append(self.peers.decode(&self.names[message], self.msgvec[message].msg_hdr.msg_namelen))
-        finally:
-            self.release()
-        return found
-
-    # --- a sequence of datagrams ----------------------------------------------------------
-
-    def __getitem__(self, index):
-        # Read once: on a free-threaded build a receive may replace them meanwhile.
-        cdef Columns *columns = self.columns
-        cdef Py_ssize_t i
-        cdef Py_ssize_t count = columns.count
-        if isinstance(index, slice):
-            return [self.datagram(columns, i) for i in range(*index.indices(count))]
-        i = index
-        if i < 0:
-            i += count
-        if not 0 <= i < count:
-            raise IndexError(f"datagram {index} of a batch that holds {count}")
-        return self.datagram(columns, i)
-
-    def __iter__(self):
-        cdef Py_ssize_t i = 0
-        cdef Columns *columns = self.columns
-        while i < columns.count:
-            yield self.datagram(columns, i)
-            i += 1
-            columns = self.columns
-
-    cdef Datagram datagram(self, Columns *columns, Py_ssize_t index):
-        cdef Datagram d = Datagram.__new__(Datagram)
-        cdef c.socklen_t namelen
-        cdef Py_ssize_t message = index
-        cdef Py_ssize_t start = columns.offsets[index]
-        d.batch = self
-        d.start = self.arena + start
-        # On a free-threaded build the two may be of different receives.
-        d.nbytes = min(<Py_ssize_t>columns.lengths[index], self.vlen * self.stride - start)
-        d.truncated = columns.truncated[index]
-        d.ancillary = self.ancillary
-        if self.ancillary:
-            read_metadata(columns, index, &d.metadata)
-            if columns.messages != NULL and self.ancillary & GRO:
-                message = columns.messages[index]
-        if self.names != NULL:
-            message = min(message, self.vlen - 1)   # as above
-            namelen = self.msgvec[message].msg_hdr.msg_namelen
-            d.namelen = <int>min(<size_t>namelen, sizeof(c.sockaddr_storage))
-            memcpy(&d.name, &self.names[message], <size_t>d.namelen)
-        return d
 
     def __repr__(self):
         return (
             f"<fastsock.RecvBatch of {self.columns.count} datagrams, vlen={self.vlen}, slot_size={self.slot_size}"
-            f"{', addresses=True' if self.names != NULL else ''}>"
+            f"{', addresses=True' if self.named else ''}>"
         )
 
     # --- columns: no copy -------------------------------------------------------------------
-
-    @property
-    def buffer(self):
-        """The whole arena as a writable memoryview of bytes.
-
-        Datagram ``i`` is ``buffer[offsets[i]:offsets[i] + lengths[i]]``.
-        """
-        return memory(self, self.arena, self.vlen * self.stride, 1, b"B")
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         # Shape and strides belong to the view: the next receive changes the count.
@@ -436,123 +352,3 @@ cdef class RecvBatch(ColumnBatch):
 
 cdef object joined_slots():
     return BufferError("with UDP GRO a slot holds many datagrams: use buffer, offsets and lengths")
-
-
-cdef bytes new_bytes(const char *start, Py_ssize_t size, size_t *heap_bytes):
-    """A new bytes object; what malloc gives for it is added to `heap_bytes`."""
-    if size > KEEP_HEAP_FROM:
-        heap_bytes[0] += <size_t>size
-    return PyBytes_FromStringAndSize(start, size)
-
-
-cdef object no_addresses():
-    return ValueError("this batch records no addresses: make it with RecvBatch(..., addresses=True)")
-
-
-@cython.final
-@cython.no_gc_clear
-@cython.freelist(64)
-cdef class Datagram:
-    """One received datagram, as a view of its slot: nothing is copied until asked for.
-
-    ``bytes(d)`` copies the payload; ``d.payload`` is a memoryview of it, which the next
-    receive into the batch overwrites. All else stays as it was received. A Datagram
-    supports the buffer protocol itself.
-    """
-
-    def __cinit__(self):
-        self.namelen = -1
-
-    def __init__(self):
-        raise TypeError("Datagrams come from a RecvBatch")
-
-    @property
-    def payload(self):
-        """The payload as a memoryview of the batch's memory: ``len(d)`` bytes, no copy."""
-        return PyMemoryView_FromObject(self)
-
-    @property
-    def address(self):
-        """The peer's address, as ``recvfrom`` gives it.
-
-        Raises:
-            ValueError: The batch was made without ``addresses=True``.
-        """
-        if self.namelen < 0:
-            raise no_addresses()
-        if not self.batch.try_acquire():
-            return decode_address(&self.name, <size_t>self.namelen)
-        try:
-            return self.batch.peers.decode(&self.name, <size_t>self.namelen)
-        finally:
-            self.batch.release()
-
-    cdef int need(self, int bit, str option) except -1:
-        if not self.ancillary & bit:
-            raise not_recorded(option)
-        return 0
-
-    @property
-    def timestamp_ns(self):
-        """When the kernel received it, in ns since 1970; None where it does not say.
-
-        ValueError on this and the attributes below where the socket was not told to receive
-        them: see ``bind_udp``.
-        """
-        self.need(TIMESTAMPS, "timestamps")
-        return self.metadata.timestamp_ns or None
-
-    @property
-    def hardware_timestamp_ns(self):
-        """When the device received it, by its own clock; None where it does not say."""
-        self.need(HARDWARE_TIMESTAMPS, "timestamps='hardware'")
-        return self.metadata.hardware_timestamp_ns or None
-
-    @property
-    def ecn(self):
-        """Its ECN field, 0 to 3 (RFC 3168)."""
-        self.need(TOS, "ecn")
-        return self.metadata.tos & 3
-
-    @property
-    def dscp(self):
-        """Its DSCP field, 0 to 63 (RFC 2474)."""
-        self.need(TOS, "ecn")
-        return self.metadata.tos >> 2
-
-    @property
-    def ttl(self):
-        """The TTL or hop limit that it arrived with."""
-        self.need(TTL, "ttl")
-        return self.metadata.ttl
-
-    @property
-    def local_address(self):
-        """The address that it was sent to, without the port: one of ours, or a group."""
-        self.need(PKTINFO, "pktinfo")
-        return decode_host(&self.metadata.local)
-
-    @property
-    def interface_index(self):
-        """The interface that it came in by; ``socket.if_indextoname`` has its name."""
-        self.need(PKTINFO, "pktinfo")
-        return self.metadata.interface_index
-
-    @property
-    def drop_counter(self):
-        """SO_RXQ_OVFL as it was queued: see ``RecvBatch.drop_counters``."""
-        self.need(DROP_COUNTER, "drop_counter")
-        return self.metadata.drop_counter
-
-    def __len__(self):
-        return self.nbytes
-
-    def __bytes__(self):
-        return PyBytes_FromStringAndSize(self.start, self.nbytes)
-
-    def __getbuffer__(self, Py_buffer *view, int flags):
-        PyBuffer_FillInfo(view, self, self.start, self.nbytes, 0, flags)
-
-    def __repr__(self):
-        address = f" from {self.address!r}" if self.namelen >= 0 else ""
-        return f"<fastsock.Datagram of {self.nbytes} bytes{address}{', truncated' if self.truncated else ''}>"
