@@ -15,6 +15,8 @@ from fastsock._errqueue import ErrorRecord
 from fastsock._limits import Limit
 from fastsock._probe import Capability, Probe, probe
 from fastsock._recvbatch import RecvBatch
+from fastsock._receiver import Receiver
+from fastsock._ring import Ring, RingBatch, RingStats
 from fastsock._sendbatch import SendBatch
 from fastsock._sock import Socket, SocketStats
 from fastsock._udp import bind_udp, bind_udp_group, connect_udp
@@ -28,7 +30,11 @@ __all__ = [
     "ErrorRecord",
     "Limit",
     "Probe",
+    "Receiver",
     "RecvBatch",
+    "Ring",
+    "RingBatch",
+    "RingStats",
     "SendBatch",
     "Socket",
     "SocketStats",

@@ -2,7 +2,6 @@
 # ancillary data only, into functions that touch no Python object. May import _cmsg, _columns, _ring, _socket and _sys.
 
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
@@ -16,6 +15,7 @@ from fastsock._sys cimport fork_epoch, monotonic_ns, raise_errno, sys_close, sys
 cdef enum:
     VLEN = 64                   # the fastest, without GRO and with it
     GRO_VLEN = 8
+    VLEN_MAX = 1024
     SPIN_SLICE_NS = 10_000_000  # between two looks whether a signal came
     MOST_US = 1_000_000
 
@@ -59,8 +59,8 @@ cdef class Feeder(Ring):
         self.feeder.joined = (sock.ancillary & GRO) != 0
         if vlen is None:
             vlen = GRO_VLEN if self.feeder.joined else VLEN
-        if not 1 <= vlen <= c.SENDMMSG_MAX:
-            raise ValueError(f"vlen must be 1 to {c.SENDMMSG_MAX}, not {vlen}")
+        if not 1 <= vlen <= VLEN_MAX:
+            raise ValueError(f"vlen must be 1 to {VLEN_MAX}, not {vlen}")
         geometry = plan(slots, slot_size, sock.ancillary, sock._family, addresses)
         self.feeder.vlen = vlen
         self.feeder.cpu = cpu

@@ -26,7 +26,7 @@ from fastsock._sys cimport (
 cdef enum:
     BLOCK_BYTES = 1 << 20       # of a block's arena: what a core's cache holds twice
     LEAST_BLOCKS = 8            # so that a batch that is held for long leaves room for others
-    LEAST_JOINED = 64           # bytes of a joined datagram for which a block has a row of its columns
+    LEAST_JOINED = 128          # bytes of a joined datagram for which a block has a row of its columns
     PAGE = 65536                # no page is larger where it matters (arm64)
     HUGE_PAGE = 2 << 20
     LIVENESS_NS = 1_000_000_000 # between two looks whether the producer's process is there

@@ -1,0 +1,313 @@
+"""Receiver: native threads that receive, so that no datagram is lost while Python is busy.
+
+A compiled Feeder for each socket has the ring and the thread; here is what makes one of several. Teaches
+multiprocessing to pass rings on. May import _feeder, _ring, _epoll, _sock and the standard library.
+"""
+
+from __future__ import annotations
+
+import atexit
+import operator
+import os
+import select
+import socket as _stdlib
+import time
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Iterable, Sequence
+from multiprocessing import reduction
+from types import TracebackType
+from typing import Any, Self
+
+from fastsock._epoll import Epoll
+from fastsock._feeder import Feeder
+from fastsock._ring import Ring, RingBatch, RingStats
+from fastsock._sock import Socket
+
+AnySocket = Socket | _stdlib.socket
+
+
+class Receiver:
+    """Receive on native threads, whatever Python does meanwhile.
+
+    Each socket has a thread that never holds the GIL, and a ring in shared memory that it fills with whole
+    batches, UDP GRO included. ``take`` and iteration hand them over without a copy. Where a ring is full, new
+    datagrams are received and discarded, and counted; what Python still sees is never overwritten.
+
+    Args:
+        sock_or_socks: A bound datagram socket, or several, such as ``bind_udp_group`` makes. The receiver has
+            duplicates of its own: closing a socket does not end it. Set options before, because what they make
+            the kernel tell of each datagram is recorded (``bind_udp``), and receive from the sockets no more.
+        slots: Datagrams for which each ring has room, rounded up to whole blocks. With UDP GRO they lie side
+            by side in ``slots * slot_size`` bytes, and more of them have room where they are short.
+        slot_size: Bytes of each datagram that are kept; what is longer is cut and marked ``truncated``.
+        vlen: Messages per receive, 1 to 1024; None for the fastest: 64, or 8 with UDP GRO.
+        addresses: Record the peer of every datagram.
+        cpus: The CPU that each socket's thread stays on, and from whose memory its ring is; None leaves it to the
+            kernel.
+        spin_us: Look for datagrams so long, up to 1,000,000, before sleeping, in the threads and in ``take``.
+            It burns a CPU, and spares the time that it takes to wake up. With one socket, ``take`` receives
+            on the caller's own thread while it waits.
+        coalesce_us: After a wake-up sleep so long, up to 1,000,000, before receiving: larger batches, less CPU
+            time. The socket's buffer must hold what comes meanwhile.
+
+    Raises:
+        OSError: A stream (EOPNOTSUPP); a closed socket (EBADF); a CPU that there is not (EINVAL); no memory
+            or thread to be had (ENOMEM, EAGAIN).
+        ValueError: An argument is out of its range.
+
+    All memory is there from the start: ``slots * slot_size`` bytes and the columns, for each socket. A
+    receiver belongs to its process: a forked child has no threads, but may take where the parent does not.
+    """
+
+    __module__ = "fastsock"
+
+    def __init__(
+        self,
+        sock_or_socks: AnySocket | Iterable[AnySocket],
+        *,
+        slots: int = 65536,
+        slot_size: int = 2048,
+        vlen: int | None = None,
+        addresses: bool = False,
+        cpus: Sequence[int] | None = None,
+        spin_us: float = 0,
+        coalesce_us: float = 0,
+    ) -> None:
+        self._feeders: tuple[Feeder, ...] = ()
+        self._epoll: Epoll | None = None
+        self._pid = os.getpid()
+        self._closed = False
+        socks = [sock_or_socks] if isinstance(sock_or_socks, AnySocket) else list(sock_or_socks)
+        if not socks:
+            raise ValueError("a receiver needs a socket")
+        if cpus is not None and len(cpus) != len(socks):
+            raise ValueError(f"{len(cpus)} CPUs for {len(socks)} sockets")
+        try:
+            for number, sock in enumerate(socks):
+                self._feeders += (
+                    start(
+                        sock,
+                        slots=slots,
+                        slot_size=slot_size,
+                        vlen=vlen,
+                        addresses=addresses,
+                        cpu=-1 if cpus is None else check_cpu(cpus[number]),
+                        spin_us=spin_us,
+                        coalesce_us=coalesce_us,
+                        name=f"fastsock-rx{number}",
+                    ),
+                )
+            if len(socks) > 1:
+                self._epoll = Epoll()
+                for feeder in self._feeders:
+                    self._epoll.register(feeder, select.EPOLLIN)
+        except BaseException:
+            self.close()
+            raise
+        self._active = {feeder.fileno(): feeder for feeder in self._feeders} if self._epoll else {}
+        self._ready: deque[Feeder] = deque()
+        running.add(self)
+
+    # --- taking ---------------------------------------------------------------------------------
+
+    def take(self, max_datagrams: int | None = None, timeout: float | None = None) -> RingBatch:
+        """Take datagrams that were received, without copying them.
+
+        Waits until one is there, then returns what is, and never waits for more. A batch is of one socket, in
+        the order of arrival, and of one block of its ring at most (about a megabyte); several sockets take turns.
+
+        Args:
+            max_datagrams: The most to take, at least 1; None for no limit.
+            timeout: Seconds to wait for the first; None waits without end, 0 not at all.
+
+        Returns:
+            A ``RingBatch``; an empty one, which is false, when nothing came in time. Its slots go back
+            to the ring when the batch and every view of it are gone, or are told to with ``release()``.
+
+        Raises:
+            EOFError: The receiver was stopped, and everything was taken.
+            OSError: A socket failed, and everything of it was taken: with its errno, and once for each of
+                several; the receiver is closed (EBADF).
+            RuntimeError: Another process takes from these rings.
+            ValueError: ``max_datagrams`` is below 1, or ``timeout`` negative.
+
+        Any number of threads may take, each datagram once. Holds the GIL while it takes, releases it to wait.
+        Restarts on EINTR (PEP 475).
+        """
+        if self._epoll is None:
+            (feeder,) = self._feeders
+            return feeder.take(max_datagrams, timeout)
+        deadline_s = None if timeout is None else time.monotonic() + timeout
+        batch = None
+        while True:
+            while self._ready:
+                feeder = self._ready.popleft()
+                try:
+                    batch = feeder.take(max_datagrams, 0)
+                except EOFError:
+                    self._leave_out(feeder)
+                    continue
+                except OSError:
+                    self._leave_out(feeder)
+                    raise
+                if batch:
+                    return batch
+            if not self._active:
+                raise EOFError("the receiver was stopped, and everything was taken")
+            left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+            events = self._epoll.poll(left_s)
+            if not events and left_s == 0:
+                # As every take: arguments are checked, and what comes back is a batch.
+                return batch if batch is not None else self._feeders[0].take(max_datagrams, 0)
+            self._ready.extend(self._active[fd] for fd, _ in events if fd in self._active)
+
+    def _leave_out(self, feeder: Feeder) -> None:
+        """Look no more at a ring that has ended."""
+        assert self._epoll is not None
+        if not feeder.closed and self._active.pop(feeder.fileno(), None):
+            self._epoll.unregister(feeder)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> RingBatch:
+        try:
+            return self.take()
+        except EOFError:
+            raise StopIteration from None
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable while there is something to take, and once everything has ended.
+
+        For epoll, asyncio's ``add_reader``, trio's ``wait_readable`` and their like: only wait for it, and
+        call ``take(timeout=0)`` then, which may find nothing after all.
+
+        Raises OSError where the receiver is closed (EBADF).
+        """
+        if self._epoll is not None and not self._closed:
+            return self._epoll.fileno()
+        return self._feeders[0].fileno()
+
+    # --- what it is made of, and what it did ---------------------------------------------------------
+
+    @property
+    def rings(self) -> tuple[Ring, ...]:
+        """The ring of each socket, in their order: to take from one of them, here or in another process.
+
+        A ring can be an argument to a process of ``multiprocessing``, and has ``take``, iteration, ``fileno``
+        and ``stats`` of its own. One process at a time takes from it, and not through the receiver then.
+        """
+        return self._feeders
+
+    @property
+    def stats(self) -> RingStats:
+        """The counts of all rings together, as ``RingStats``; ``rings[i].stats`` has one's."""
+        return total([ring.stats for ring in self._feeders])
+
+    # --- the end --------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Receive what is queued at the sockets, then no more; stopping again does nothing.
+
+        Returns once the threads are gone. What is in the rings can still be taken; then iteration ends.
+        """
+        for feeder in self._feeders:
+            feeder.ask_to_stop()
+        for feeder in self._feeders:
+            feeder.stop()
+
+    def close(self) -> None:
+        """Stop, and free the rings; closing again does nothing. Batches that were taken stay valid.
+
+        What was not taken is lost: to have it, ``stop`` first and take until EOFError.
+        """
+        self._closed = True
+        for feeder in self._feeders:
+            feeder.ask_to_stop()
+        for feeder in self._feeders:
+            feeder.close()
+        if self._epoll is not None:
+            self._epoll.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the receiver is closed."""
+        return self._closed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            if self._pid == os.getpid():
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return "<fastsock.Receiver, closed>"
+        count = len(self._feeders)
+        return f"<fastsock.Receiver of {count} socket{'s' if count != 1 else ''}>"
+
+
+running: weakref.WeakSet[Receiver] = weakref.WeakSet()
+
+
+@atexit.register
+def stop_all() -> None:
+    """No thread is left when the interpreter ends."""
+    for receiver in list(running):
+        receiver.stop()
+
+
+def start(sock: AnySocket, **options: Any) -> Feeder:
+    """A ring that a new thread fills from a duplicate of `sock`."""
+    duplicate = Socket(fileno=os.dup(sock.fileno()))
+    try:
+        return Feeder(duplicate, **options)
+    except BaseException:
+        duplicate.close()
+        raise
+
+
+def check_cpu(cpu: int) -> int:
+    number = operator.index(cpu)
+    if number < 0:
+        raise ValueError(f"a CPU is 0 or more, not {number}")
+    return number
+
+
+def total(stats: Sequence[RingStats]) -> RingStats:
+    """The counts of several rings as one."""
+    found = RingStats(*map(sum_known, zip(*stats, strict=True)))
+    return found._replace(
+        largest_batch=max(one.largest_batch for one in stats),
+        last_error=next((one.last_error for one in stats if one.last_error), 0),
+    )
+
+
+def sum_known(counts: tuple[int | None, ...]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+# --- rings as arguments to processes -----------------------------------------------------------------
+
+
+def reduce_ring(ring: Ring) -> tuple[Any, ...]:
+    return rebuild_ring, tuple(map(reduction.DupFd, ring._descriptors()))
+
+
+def rebuild_ring(*duplicates: Any) -> Ring:
+    return Ring._attach(*(duplicate.detach() for duplicate in duplicates))
+
+
+for kind in (Ring, Feeder):
+    reduction.register(kind, reduce_ring)
