@@ -20,7 +20,9 @@
 enum {
     FASTSOCK_MESSAGE_ROOM = 65600,      /* what a message of joined datagrams may fill; not a multiple of a page */
     FASTSOCK_SEGMENTS = 128,            /* datagrams in one (linux/udp.h, UDP_MAX_SEGMENTS) */
+    FASTSOCK_HOT_BYTES = 131072,        /* of a block, after which another that is in the caches is better */
     FASTSOCK_LONG_MESSAGE = 8192,       /* cheaper to receive one by one than to move */
+    FASTSOCK_NOTIFY_EVERY = 4,          /* receives without a pause: a wake-up costs a microsecond */
     FASTSOCK_TICK_MS = 1000,
     FASTSOCK_LAST_ROUNDS = 4096,        /* receives after stop(), at most */
     FASTSOCK_FAILURES = 1000,           /* in a row, after which the thread gives up */
@@ -33,7 +35,7 @@ struct fastsock_view {
     int64_t *offsets;
     int32_t *lengths;
     uint8_t *truncated;
-    int32_t *messages;                  /* with GRO */
+    int32_t *messages;                  /* with GRO, and written for the sake of names */
     char *names;                        /* a struct fastsock_name per message, or NULL */
     void *columns;                      /* for `write` */
 };
@@ -89,6 +91,7 @@ struct fastsock_feeder {
     int32_t messages;
     size_t used;                        /* bytes of the arena, where datagrams lie densely */
     size_t message_size;                /* of the last receive, on average */
+    int unannounced;                    /* receives since the consumer was told */
     int failures;
     int driven_error;                   /* what ended a consumer's receive: the thread ends for it too */
     uint32_t drops_seen;
@@ -135,10 +138,22 @@ static inline unsigned fastsock_feeder_room(const struct fastsock_feeder *f)
     return room < f->vlen ? (unsigned)room : f->vlen;
 }
 
+/* Whether to leave the rest of the present block: a consumer that keeps up gives blocks back that are in the
+   caches still, and memory that is not costs half as much again. Not where blocks get scarce. */
+static inline int fastsock_feeder_rotates(const struct fastsock_feeder *f)
+{
+    const struct fastsock_geometry *geometry = &f->ring->geometry;
+    size_t used = f->joined ? f->used : (size_t)f->count * (size_t)geometry->stride;
+    return used >= FASTSOCK_HOT_BYTES
+        && __atomic_load_n(&f->ring->free_count, __ATOMIC_RELAXED) > (uint32_t)geometry->blocks / 2
+        && fastsock_load(&f->ring->consumed) + 1 == f->ring->opened
+        && fastsock_load(&f->ring->taken_here) == (uint64_t)f->count;
+}
+
 /* Room for the next receive; 0 where the ring is full. */
 static inline unsigned fastsock_feeder_place(struct fastsock_feeder *f)
 {
-    unsigned room = f->block >= 0 ? fastsock_feeder_room(f) : 0;
+    unsigned room = f->block >= 0 && !fastsock_feeder_rotates(f) ? fastsock_feeder_room(f) : 0;
     if (room)
         return room;
     fastsock_feeder_seal(f);
@@ -199,6 +214,19 @@ static inline uint64_t fastsock_feeder_fill_slots(struct fastsock_feeder *f, int
     return nbytes;
 }
 
+/* Rows for `rows` datagrams of `length` bytes each, `step` apart: loops that a compiler makes vectors of. */
+static inline void fastsock_feeder_fill_rows(const struct fastsock_view *view, int32_t first, int32_t rows, int64_t at,
+                                             int64_t step, int32_t length, uint8_t truncated)
+{
+    int64_t *offsets = view->offsets + first;
+    int32_t *lengths = view->lengths + first;
+    for (int32_t i = 0; i < rows; i++)
+        offsets[i] = at + i * step;
+    for (int32_t i = 0; i < rows; i++)
+        lengths[i] = length;
+    memset(view->truncated + first, truncated, (size_t)rows);
+}
+
 /* The same for messages of joined datagrams, which come to lie side by side, as do the messages. */
 static inline uint64_t fastsock_feeder_fill_segments(struct fastsock_feeder *f, int received)
 {
@@ -220,24 +248,24 @@ static inline uint64_t fastsock_feeder_fill_segments(struct fastsock_feeder *f, 
             segment = size;
         if (view->arena + f->used != f->iov[i].iov_base)
             memmove(view->arena + f->used, f->iov[i].iov_base, size);
-        size_t at = 0;
-        do {
-            size_t length = size - at < segment ? size - at : segment;
-            size_t kept = length < slot_size ? length : slot_size;
-            view->offsets[count] = (int64_t)(f->used + at);
-            view->lengths[count] = (int32_t)kept;
-            view->truncated[count] = kept < length;
-            view->messages[count] = f->messages + i;
-            cut += kept < length;
-            nbytes += kept;
-            count++;
-            at += segment;
-            /* The kernel joins fewer than there is room for; what else came would be an endless message. */
-        } while (at < size && count - first < FASTSOCK_SEGMENTS);
-        if (hdr->msg_flags & MSG_TRUNC && !view->truncated[count - 1]) {
-            view->truncated[count - 1] = 1;
-            cut++;
-        }
+        /* The last may be shorter; it may be all there is, and empty. The kernel joins no more than there is
+           room for: what else came would be an endless message. */
+        size_t full = segment ? (size - 1) / segment : 0;
+        if (full >= FASTSOCK_SEGMENTS)
+            full = FASTSOCK_SEGMENTS - 1;
+        size_t kept = segment < slot_size ? segment : slot_size;
+        size_t last = size - full * segment < segment ? size - full * segment : segment;
+        size_t last_kept = last < slot_size ? last : slot_size;
+        int last_cut = last_kept < last || (hdr->msg_flags & MSG_TRUNC) != 0;
+        fastsock_feeder_fill_rows(view, count, (int32_t)full, (int64_t)f->used, (int64_t)segment, (int32_t)kept, kept < segment);
+        count += (int32_t)full;
+        fastsock_feeder_fill_rows(view, count, 1, (int64_t)(f->used + full * segment), 0, (int32_t)last_kept, (uint8_t)last_cut);
+        count++;
+        nbytes += full * kept + last_kept;
+        cut += (kept < segment ? full : 0) + (uint64_t)last_cut;
+        if (geometry->name_room)
+            for (int32_t row = first; row < count; row++)
+                view->messages[row] = f->messages + i;
         f->write(view->columns, first, count, f->found);
         f->used += size;
         whole += size;
@@ -312,6 +340,14 @@ static inline int fastsock_feeder_glued(const struct fastsock_feeder *f, int rec
     return 0;
 }
 
+/* Tell the consumer of what was published: at the end of a burst, or in the midst of one that does not end. */
+static inline void fastsock_feeder_announce(struct fastsock_feeder *f)
+{
+    if (f->unannounced)
+        fastsock_ring_notify(f->ring, f->eventfd);
+    f->unannounced = 0;
+}
+
 /* Receive once; the caller has the role. Returns 1 where more may be queued, 0 where nothing is, -errno for the end. */
 static inline int fastsock_feeder_receive(struct fastsock_feeder *f)
 {
@@ -323,6 +359,7 @@ static inline int fastsock_feeder_receive(struct fastsock_feeder *f)
     int received = fastsock_recvmmsg(f->fd, f->msgvec, room, MSG_DONTWAIT | (full ? MSG_TRUNC : 0));
     if (received <= 0) {
         int error = received < 0 ? errno : EAGAIN;
+        fastsock_feeder_announce(f);
         if (error == EAGAIN)
             return 0;
         if (error == EINTR || error == FASTSOCK_ERESTARTSYS)
@@ -338,8 +375,10 @@ static inline int fastsock_feeder_receive(struct fastsock_feeder *f)
         fastsock_feeder_discard(f, received);
     } else {
         fastsock_feeder_fill(f, received);
-        fastsock_ring_notify(f->ring, f->eventfd);
+        f->unannounced++;
     }
+    if (received < (int)room || f->unannounced >= FASTSOCK_NOTIFY_EVERY)
+        fastsock_feeder_announce(f);
     return received == (int)room;
 }
 
