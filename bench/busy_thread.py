@@ -43,10 +43,24 @@ def in_a_batch(ends: Ends) -> Receive:
     return lambda: ends.ours.recv_batch(batch)
 
 
+def by_a_receiver(ends: Ends) -> Receive:
+    receiver = fastsock.Receiver(ends.ours)
+
+    def receive() -> int:
+        batch = receiver.take(timeout=1)
+        if not batch:
+            receiver.close()
+            raise TimeoutError
+        return len(batch)
+
+    return receive
+
+
 WAYS: dict[str, Callable[[Ends], Receive]] = {
     "socket.recv": one_by_one,
     "recv_many": in_lists,
     "recv_batch": in_a_batch,
+    "Receiver": by_a_receiver,
 }
 
 

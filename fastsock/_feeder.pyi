@@ -11,6 +11,7 @@ class Feeder(Ring):
         vlen: int | None,
         addresses: bool,
         cpu: int,
+        priority: int,
         spin_us: float,
         coalesce_us: float,
         name: str,

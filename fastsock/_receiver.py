@@ -46,6 +46,8 @@ class Receiver:
         addresses: Record the peer of every datagram.
         cpus: The CPU that each socket's thread stays on, and from whose memory its ring is; None leaves it to the
             kernel.
+        priority: 1 to 99 for real-time threads (SCHED_FIFO), which run before all that are not, so that other
+            load on the machine costs no datagrams. It takes CAP_SYS_NICE or RLIMIT_RTPRIO. 0 for none.
         spin_us: Look for datagrams so long, up to 1,000,000, before sleeping, in the threads and in ``take``.
             It burns a CPU, and spares the time that it takes to wake up. With one socket, ``take`` receives
             on the caller's own thread while it waits.
@@ -53,8 +55,8 @@ class Receiver:
             time. The socket's buffer must hold what comes meanwhile.
 
     Raises:
-        OSError: A stream (EOPNOTSUPP); a closed socket (EBADF); a CPU that there is not (EINVAL); no memory
-            or thread to be had (ENOMEM, EAGAIN).
+        OSError: A stream (EOPNOTSUPP); a closed socket (EBADF); a CPU that there is not (EINVAL); a ``priority``
+            that is not allowed (EPERM); no memory or thread to be had (ENOMEM, EAGAIN).
         ValueError: An argument is out of its range.
 
     All memory is there from the start: ``slots * slot_size`` bytes and the columns, for each socket. A
@@ -72,6 +74,7 @@ class Receiver:
         vlen: int | None = None,
         addresses: bool = False,
         cpus: Sequence[int] | None = None,
+        priority: int = 0,
         spin_us: float = 0,
         coalesce_us: float = 0,
     ) -> None:
@@ -94,6 +97,7 @@ class Receiver:
                         vlen=vlen,
                         addresses=addresses,
                         cpu=-1 if cpus is None else check_cpu(cpus[number]),
+                        priority=priority,
                         spin_us=spin_us,
                         coalesce_us=coalesce_us,
                         name=f"fastsock-rx{number}",
@@ -106,7 +110,10 @@ class Receiver:
         except BaseException:
             self.close()
             raise
-        self._active = {feeder.fileno(): feeder for feeder in self._feeders} if self._epoll else {}
+        # Those of several whose ring has not ended, by descriptor; and those that were seen to be readable.
+        self._active: dict[int, Feeder] = {}
+        if self._epoll is not None:
+            self._active = {feeder.fileno(): feeder for feeder in self._feeders}
         self._ready: deque[Feeder] = deque()
         running.add(self)
 
@@ -166,7 +173,7 @@ class Receiver:
     def _leave_out(self, feeder: Feeder) -> None:
         """Look no more at a ring that has ended."""
         assert self._epoll is not None
-        if not feeder.closed and self._active.pop(feeder.fileno(), None):
+        if not feeder.closed and self._active.pop(feeder.fileno(), None) is not None:
             self._epoll.unregister(feeder)
 
     def __iter__(self) -> Self:
@@ -286,7 +293,7 @@ def check_cpu(cpu: int) -> int:
 
 def total(stats: Sequence[RingStats]) -> RingStats:
     """The counts of several rings as one."""
-    found = RingStats(*map(sum_known, zip(*stats, strict=True)))
+    found = RingStats._make(map(sum_known, zip(*stats, strict=True)))
     return found._replace(
         largest_batch=max(one.largest_batch for one in stats),
         last_error=next((one.last_error for one in stats if one.last_error), 0),

@@ -61,6 +61,7 @@ struct fastsock_feeder {
     unsigned vlen;
     int joined;                         /* UDP GRO is on */
     int cpu;                            /* -1 for any */
+    int priority;                       /* of SCHED_FIFO; 0 for none */
     int64_t spin_ns;
     int64_t coalesce_ns;
     char name[16];
@@ -524,6 +525,12 @@ static inline int fastsock_feeder_settle(struct fastsock_feeder *f)
         CPU_SET_S(f->cpu, size, set);
         int error = pthread_setaffinity_np(pthread_self(), size, set);
         CPU_FREE(set);
+        if (error)
+            return error;
+    }
+    if (f->priority) {
+        struct sched_param param = {.sched_priority = f->priority};
+        int error = pthread_setschedparam(pthread_self(), SCHED_FIFO, &param);
         if (error)
             return error;
     }

@@ -16,6 +16,7 @@ cdef extern from "_feeder.h" nogil:
         unsigned int vlen
         bint joined
         int cpu
+        int priority
         int64_t spin_ns
         int64_t coalesce_ns
         char name[16]

@@ -18,6 +18,7 @@ cdef enum:
     VLEN_MAX = 1024
     SPIN_SLICE_NS = 10_000_000  # between two looks whether a signal came
     MOST_US = 1_000_000
+    PRIORITY_MAX = 99           # sched(7)
 
 
 cdef int32_t decode(c.msghdr *msg, void *found) noexcept nogil:
@@ -44,7 +45,7 @@ cdef class Feeder(Ring):
 
     def __init__(
         self, BaseSocket sock not None, *, Py_ssize_t slots, Py_ssize_t slot_size, object vlen, bint addresses,
-        int cpu, object spin_us, object coalesce_us, str name not None,
+        int cpu, int priority, object spin_us, object coalesce_us, str name not None,
     ):
         cdef fastsock_geometry geometry
         cdef int error
@@ -64,6 +65,9 @@ cdef class Feeder(Ring):
         geometry = plan(slots, slot_size, sock.ancillary, sock._family, addresses)
         self.feeder.vlen = vlen
         self.feeder.cpu = cpu
+        if not 0 <= priority <= PRIORITY_MAX:
+            raise ValueError(f"priority must be 0 to {PRIORITY_MAX}, not {priority}")
+        self.feeder.priority = priority
         memcpy(self.feeder.name, <const char *>encoded, len(encoded))
         self.mapping = Mapping.create(&geometry)
         self.event.fd = sys_eventfd(c.EFD_CLOEXEC | c.EFD_NONBLOCK)

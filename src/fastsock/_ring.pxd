@@ -81,6 +81,7 @@ cdef class Mapping:
 
     @staticmethod
     cdef Mapping create(fastsock_geometry *geometry)
+
     @staticmethod
     cdef Mapping attach(int memfd)
     cdef int map(self, size_t size) except -1

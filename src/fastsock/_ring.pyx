@@ -19,8 +19,8 @@ from fastsock._datagrams cimport DatagramBatch
 from fastsock._sockaddr cimport AddressCache, decode_address
 from fastsock._socket cimport timeout_as_ns
 from fastsock._sys cimport (
-    fork_epoch, monotonic_ns, raise_errno, sys_close, sys_fcntl, sys_fstat_size, sys_ftruncate, sys_lock, sys_memfd_create,
-    sys_mmap, sys_munmap, sys_poll_in, sys_write_event,
+    fork_epoch, monotonic_ns, raise_errno, sys_close, sys_fcntl, sys_fstat_size, sys_ftruncate, sys_lock,
+    sys_memfd_create, sys_mmap, sys_munmap, sys_poll_in, sys_write_event,
 )
 
 cdef enum:
@@ -29,7 +29,7 @@ cdef enum:
     LEAST_JOINED = 128          # bytes of a joined datagram for which a block has a row of its columns
     PAGE = 65536                # no page is larger where it matters (arm64)
     HUGE_PAGE = 2 << 20
-    LIVENESS_NS = 1_000_000_000 # between two looks whether the producer's process is there
+    LIVENESS_NS = 1_000_000_000     # between two looks whether the producer's process is there
     INET_NAME = 28              # sizeof(struct sockaddr_in6)
 
 
@@ -93,7 +93,8 @@ cdef fastsock_geometry plan(
         geometry.name_room = INET_NAME if family in (c.AF_INET, c.AF_INET6) else <int32_t>sizeof(c.sockaddr_un)
     if ancillary & GRO:
         total = <int64_t>slots * slot_size
-        geometry.arena_size = <uint64_t>max(<int64_t>FASTSOCK_MESSAGE_ROOM, min(<int64_t>BLOCK_BYTES, total // LEAST_BLOCKS))
+        geometry.arena_size = <uint64_t>min(<int64_t>BLOCK_BYTES, total // LEAST_BLOCKS)
+        geometry.arena_size = max(geometry.arena_size, <uint64_t>FASTSOCK_MESSAGE_ROOM)
         blocks = <Py_ssize_t>((total + geometry.arena_size - 1) // geometry.arena_size)
         # A message of tiny datagrams may need more rows than bytes; two more are for what a receive leaves over.
         capacity = max(<Py_ssize_t>geometry.arena_size // LEAST_JOINED, 3 * FASTSOCK_SEGMENTS)
