@@ -25,6 +25,7 @@ struct fastsock_block {
     _Alignas(FASTSOCK_LINE) uint64_t filled;    /* datagrams published, doubled; plus 1 once sealed */
     uint32_t users;                             /* FASTSOCK_FILLING | FASTSOCK_UNREAD | leases */
     uint32_t next;                              /* below it on the stack of free blocks: index + 1, or 0 */
+    uint64_t taken;                             /* datagrams; the consumer's */
 };
 
 /* Set once, before anybody else sees the ring. */
@@ -67,7 +68,6 @@ struct fastsock_ring {
     int32_t error;                                      /* and why: errno, or 0 for stop() */
 
     _Alignas(FASTSOCK_LINE) uint64_t consumed;          /* blocks, so far; the consumer's */
-    uint64_t taken_here;                                /* datagrams of the block after those */
     uint64_t taken;                                     /* datagrams, so far */
 
     _Alignas(FASTSOCK_LINE) uint32_t free_top;          /* index + 1, or 0 */
@@ -153,6 +153,7 @@ static inline int64_t fastsock_ring_open(struct fastsock_ring *ring)
         return -1;
     struct fastsock_block *block = &ring->block[index];
     __atomic_store_n(&block->filled, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&block->taken, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&block->users, FASTSOCK_FILLING | FASTSOCK_UNREAD, __ATOMIC_RELAXED);
     /* At most as many blocks are queued as there are: the place was read by the consumer long ago. */
     uint32_t *place = &fastsock_ring_queue(ring)[ring->opened % (uint64_t)ring->geometry.blocks];
@@ -193,54 +194,49 @@ static inline void fastsock_ring_end(struct fastsock_ring *ring, int error, int 
 
 /* --- the consumer ---------------------------------------------------------------------------------------- */
 
-static inline void fastsock_ring_pass(struct fastsock_ring *ring, uint32_t index)
-{
-    /* In this order: a consumer that is killed in between leaves one block unused, and none used twice. */
-    __atomic_store_n(&ring->taken_here, 0, __ATOMIC_RELAXED);
-    __atomic_store_n(&ring->consumed, ring->consumed + 1, __ATOMIC_RELAXED);
-    fastsock_ring_leave(ring, index, FASTSOCK_UNREAD);
-}
-
-/* Lease up to `most` datagrams of one block: `from` and up in block `index`. Returns how many, or 0. */
+/* Lease up to `most` datagrams of one block: `from` and up in block `index`. Returns how many, or 0.
+   A consumer that is killed anywhere in it leaves nothing that the next one is given twice. */
 static inline uint64_t fastsock_ring_take(struct fastsock_ring *ring, uint64_t most, uint32_t *index, uint64_t *from)
 {
     while (ring->consumed != __atomic_load_n(&ring->opened, __ATOMIC_ACQUIRE)) {
         uint32_t at = fastsock_ring_queue(ring)[ring->consumed % (uint64_t)ring->geometry.blocks];
         struct fastsock_block *block = &ring->block[at];
         uint64_t filled = __atomic_load_n(&block->filled, __ATOMIC_ACQUIRE);
-        uint64_t taken = ring->taken_here;
+        uint64_t taken = block->taken;
         uint64_t count = (filled >> 1) - taken;
-        if (count == 0 && !(filled & 1))
-            return 0;
         if (count > most)
             count = most;
+        int used_up = filled & 1 && taken + count == filled >> 1;
         if (count) {
             __atomic_add_fetch(&block->users, 1, __ATOMIC_RELAXED);
-            __atomic_store_n(&ring->taken_here, taken + count, __ATOMIC_RELAXED);
+            __atomic_store_n(&block->taken, taken + count, __ATOMIC_RELAXED);
             fastsock_add(&ring->taken, count);
         }
-        if (filled & 1 && taken + count == filled >> 1)
-            fastsock_ring_pass(ring, at);
+        if (used_up) {
+            __atomic_store_n(&ring->consumed, ring->consumed + 1, __ATOMIC_RELAXED);
+            fastsock_ring_leave(ring, at, FASTSOCK_UNREAD);
+        }
         if (count) {
             *index = at;
             *from = taken;
             return count;
         }
+        if (!used_up)
+            return 0;
     }
     return 0;
 }
 
-/* Whether nothing is there to take. */
+/* Whether there is nothing to take, nor a block to pass over. */
 static inline int fastsock_ring_empty(struct fastsock_ring *ring)
 {
     uint64_t consumed = fastsock_load(&ring->consumed);
     uint64_t opened = __atomic_load_n(&ring->opened, __ATOMIC_ACQUIRE);
     if (consumed == opened)
         return 1;
-    if (opened - consumed > 1)
-        return 0;       /* at worst one wake-up for nothing: the first may be used up, the second not begun */
     uint32_t at = __atomic_load_n(&fastsock_ring_queue(ring)[consumed % (uint64_t)ring->geometry.blocks], __ATOMIC_RELAXED);
-    return __atomic_load_n(&ring->block[at].filled, __ATOMIC_ACQUIRE) >> 1 == fastsock_load(&ring->taken_here);
+    const struct fastsock_block *block = &ring->block[at];
+    return __atomic_load_n(&block->filled, __ATOMIC_ACQUIRE) == fastsock_load(&block->taken) << 1;
 }
 
 /* Whether what is there now is all that there will be. */
@@ -266,14 +262,28 @@ static inline void fastsock_ring_clear(struct fastsock_ring *ring, int eventfd)
         fastsock_ring_notify(ring, eventfd);
 }
 
-/* End the leases of a consumer that is gone. */
+/* Whether a block is between the consumer and the producer. */
+static inline int fastsock_ring_is_queued(struct fastsock_ring *ring, uint32_t index)
+{
+    const uint64_t opened = __atomic_load_n(&ring->opened, __ATOMIC_ACQUIRE);
+    for (uint64_t i = ring->consumed; i != opened; i++)
+        if (__atomic_load_n(&fastsock_ring_queue(ring)[i % (uint64_t)ring->geometry.blocks], __ATOMIC_RELAXED) == index)
+            return 1;
+    return 0;
+}
+
+/* End the leases of a consumer that is gone; the caller is the next. */
 static inline void fastsock_ring_reclaim(struct fastsock_ring *ring)
 {
     for (int32_t index = 0; index < ring->geometry.blocks; index++) {
-        uint32_t *users = &ring->block[index].users;
-        uint32_t leases = __atomic_load_n(users, __ATOMIC_ACQUIRE) & FASTSOCK_LEASES;
-        if (leases)
-            fastsock_ring_leave(ring, (uint32_t)index, leases);
+        uint32_t users = __atomic_load_n(&ring->block[index].users, __ATOMIC_ACQUIRE);
+        uint32_t gone = users & FASTSOCK_LEASES;
+        /* It was killed between the two steps of passing the block over. A block that is being opened is filling. */
+        if ((users & (FASTSOCK_FILLING | FASTSOCK_UNREAD)) == FASTSOCK_UNREAD
+            && !fastsock_ring_is_queued(ring, (uint32_t)index))
+            gone |= FASTSOCK_UNREAD;
+        if (gone)
+            fastsock_ring_leave(ring, (uint32_t)index, gone);
     }
 }
 
