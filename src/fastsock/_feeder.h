@@ -295,7 +295,7 @@ static inline void fastsock_feeder_fill(struct fastsock_feeder *f, int received)
     /* Whole blocks, but for the present one. */
     uint64_t slots = ring->geometry.stride ? (uint64_t)f->count
         : (f->used + (size_t)ring->geometry.slot_size - 1) / (size_t)ring->geometry.slot_size;
-    uint64_t blocks = (uint64_t)ring->geometry.blocks - __atomic_load_n(&ring->free_count, __ATOMIC_RELAXED);
+    uint64_t blocks = fastsock_ring_in_use(ring);
     uint64_t block_slots = ring->geometry.stride ? (uint64_t)ring->geometry.capacity
         : ring->geometry.arena_size / (uint64_t)ring->geometry.slot_size;
     fastsock_raise(&ring->counts.high_water, (blocks ? blocks - 1 : 0) * block_slots + slots);

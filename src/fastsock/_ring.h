@@ -6,8 +6,8 @@
    it, publishes after each receive how many datagrams it holds, and seals it when there is no more room.
    Blocks are consumed in the order in which they were opened; the consumer takes what was published since it
    last looked, from one block at a time. What is taken is leased. A block is free again when it is sealed,
-   consumed, and no lease of it is left; leases end in any order and on any thread. Free blocks are a stack:
-   the one that was used last is in the caches. */
+   consumed, and no lease of it is left; leases end in any order and on any thread. The first block that
+   is free is filled next, so that no more of them come into the caches than are in use at a time. */
 #ifndef FASTSOCK_RING_H
 #define FASTSOCK_RING_H
 
@@ -24,7 +24,6 @@
 struct fastsock_block {
     _Alignas(FASTSOCK_LINE) uint64_t filled;    /* datagrams published, doubled; plus 1 once sealed */
     uint32_t users;                             /* FASTSOCK_FILLING | FASTSOCK_UNREAD | leases */
-    uint32_t next;                              /* below it on the stack of free blocks: index + 1, or 0 */
     uint64_t taken;                             /* datagrams; the consumer's */
 };
 
@@ -70,22 +69,32 @@ struct fastsock_ring {
     _Alignas(FASTSOCK_LINE) uint64_t consumed;          /* blocks, so far; the consumer's */
     uint64_t taken;                                     /* datagrams, so far */
 
-    _Alignas(FASTSOCK_LINE) uint32_t free_top;          /* index + 1, or 0 */
-    uint32_t free_count;
-
     _Alignas(FASTSOCK_LINE) uint32_t signaled;          /* the eventfd was written since the consumer cleared it */
     _Alignas(FASTSOCK_LINE) struct fastsock_block block[];
-    /* behind them: uint32_t queue[blocks], the blocks in the order in which they were opened */
+    /* behind them: uint64_t free[], a bit for each block that nobody uses;
+       uint32_t queue[blocks], the blocks in the order in which they were opened */
 };
+
+/* In whole cache lines. */
+static inline size_t fastsock_ring_free_words(size_t blocks)
+{
+    return (blocks + 511) / 512 * 8;
+}
 
 static inline size_t fastsock_ring_size(size_t blocks)
 {
-    return sizeof(struct fastsock_ring) + blocks * (sizeof(struct fastsock_block) + sizeof(uint32_t));
+    return sizeof(struct fastsock_ring) + blocks * (sizeof(struct fastsock_block) + sizeof(uint32_t))
+        + fastsock_ring_free_words(blocks) * sizeof(uint64_t);
+}
+
+static inline uint64_t *fastsock_ring_free(struct fastsock_ring *ring)
+{
+    return (uint64_t *)(ring->block + ring->geometry.blocks);
 }
 
 static inline uint32_t *fastsock_ring_queue(struct fastsock_ring *ring)
 {
-    return (uint32_t *)(ring->block + ring->geometry.blocks);
+    return (uint32_t *)(fastsock_ring_free(ring) + fastsock_ring_free_words((size_t)ring->geometry.blocks));
 }
 
 static inline uint64_t fastsock_load(const uint64_t *value)
@@ -105,25 +114,27 @@ static inline void fastsock_raise(uint64_t *value, uint64_t seen)
         __atomic_store_n(value, seen, __ATOMIC_RELAXED);
 }
 
-/* --- free blocks: any thread pushes, the producer alone pops, so that no block comes back in between ---- */
+/* --- free blocks ------------------------------------------------------------------------------------------ */
 
-static inline void fastsock_ring_push(struct fastsock_ring *ring, uint32_t index)
+/* A block is free where it has no users; a bit says where to look. It is set after the last user has left, and
+   cleared before the block is looked at: so no free block is without one, and a bit too many does no harm. */
+static inline void fastsock_ring_offer(struct fastsock_ring *ring, uint32_t index)
 {
-    uint32_t top = __atomic_load_n(&ring->free_top, __ATOMIC_RELAXED);
-    do
-        __atomic_store_n(&ring->block[index].next, top, __ATOMIC_RELAXED);
-    while (!__atomic_compare_exchange_n(&ring->free_top, &top, index + 1, 1, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED));
-    __atomic_add_fetch(&ring->free_count, 1, __ATOMIC_RELAXED);
+    __atomic_fetch_or(&fastsock_ring_free(ring)[index / 64], UINT64_C(1) << index % 64, __ATOMIC_ACQ_REL);
 }
 
-static inline int64_t fastsock_ring_pop(struct fastsock_ring *ring)
+/* The producer alone looks for one; -1 where there is none. */
+static inline int64_t fastsock_ring_find(struct fastsock_ring *ring)
 {
-    uint32_t top = __atomic_load_n(&ring->free_top, __ATOMIC_ACQUIRE);
-    while (top) {
-        uint32_t next = __atomic_load_n(&ring->block[top - 1].next, __ATOMIC_RELAXED);
-        if (__atomic_compare_exchange_n(&ring->free_top, &top, next, 1, __ATOMIC_ACQUIRE, __ATOMIC_ACQUIRE)) {
-            __atomic_sub_fetch(&ring->free_count, 1, __ATOMIC_RELAXED);
-            return top - 1;
+    uint64_t *words = fastsock_ring_free(ring);
+    const size_t count = fastsock_ring_free_words((size_t)ring->geometry.blocks);
+    for (size_t i = 0; i < count; i++) {
+        uint64_t set;
+        while ((set = __atomic_load_n(&words[i], __ATOMIC_RELAXED)) != 0) {
+            int64_t index = (int64_t)i * 64 + __builtin_ctzll(set);
+            __atomic_fetch_and(&words[i], ~(set & -set), __ATOMIC_ACQ_REL);
+            if (__atomic_load_n(&ring->block[index].users, __ATOMIC_ACQUIRE) == 0)
+                return index;
         }
     }
     return -1;
@@ -132,7 +143,17 @@ static inline int64_t fastsock_ring_pop(struct fastsock_ring *ring)
 static inline void fastsock_ring_leave(struct fastsock_ring *ring, uint32_t index, uint32_t user)
 {
     if (__atomic_sub_fetch(&ring->block[index].users, user, __ATOMIC_ACQ_REL) == 0)
-        fastsock_ring_push(ring, index);
+        fastsock_ring_offer(ring, index);
+}
+
+/* Blocks that somebody uses. */
+static inline uint64_t fastsock_ring_in_use(struct fastsock_ring *ring)
+{
+    const size_t count = fastsock_ring_free_words((size_t)ring->geometry.blocks);
+    uint64_t used = (uint64_t)ring->geometry.blocks;
+    for (size_t i = 0; i < count; i++)
+        used -= (uint64_t)__builtin_popcountll(fastsock_load(&fastsock_ring_free(ring)[i]));
+    return used;
 }
 
 /* --- the producer ---------------------------------------------------------------------------------------- */
@@ -140,15 +161,15 @@ static inline void fastsock_ring_leave(struct fastsock_ring *ring, uint32_t inde
 /* The memory is zeroed, and its geometry set. */
 static inline void fastsock_ring_init(struct fastsock_ring *ring)
 {
-    for (int32_t index = ring->geometry.blocks - 1; index >= 0; index--)
-        fastsock_ring_push(ring, (uint32_t)index);
+    for (int32_t index = 0; index < ring->geometry.blocks; index++)
+        fastsock_ring_offer(ring, (uint32_t)index);
     ring->magic = FASTSOCK_RING_MAGIC;
 }
 
 /* A block to fill, or -1 where all are in use. */
 static inline int64_t fastsock_ring_open(struct fastsock_ring *ring)
 {
-    int64_t index = fastsock_ring_pop(ring);
+    int64_t index = fastsock_ring_find(ring);
     if (index < 0)
         return -1;
     struct fastsock_block *block = &ring->block[index];
@@ -284,6 +305,8 @@ static inline void fastsock_ring_reclaim(struct fastsock_ring *ring)
             gone |= FASTSOCK_UNREAD;
         if (gone)
             fastsock_ring_leave(ring, (uint32_t)index, gone);
+        else if (users == 0)
+            fastsock_ring_offer(ring, (uint32_t)index);     /* it was killed before it could */
     }
 }
 
