@@ -146,9 +146,8 @@ static inline int fastsock_feeder_rotates(const struct fastsock_feeder *f)
     const struct fastsock_geometry *geometry = &f->ring->geometry;
     size_t used = f->joined ? f->used : (size_t)f->count * (size_t)geometry->stride;
     return used >= FASTSOCK_HOT_BYTES
-        && __atomic_load_n(&f->ring->free_count, __ATOMIC_RELAXED) > (uint32_t)geometry->blocks / 2
-        && fastsock_load(&f->ring->consumed) + 1 == f->ring->opened
-        && fastsock_load(&f->ring->taken_here) == (uint64_t)f->count;
+        && fastsock_load(&f->ring->block[f->block].taken) == (uint64_t)f->count
+        && fastsock_ring_in_use(f->ring) < (uint64_t)geometry->blocks / 2;
 }
 
 /* Room for the next receive; 0 where the ring is full. */
