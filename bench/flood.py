@@ -5,9 +5,10 @@
 A second process, on a CPU of its own, sends without a pause: C, with UDP_SEGMENT. Only what
 was received is counted. Lost is the share of what was sent meanwhile that was not received.
 Drops are the kernel's own count (SO_MEMINFO); a message of joined datagrams that finds no
-room at a receiver with UDP GRO counts once there, which `datagrams per drop` shows. CPU time
+room at a receiver with UDP GRO counts once there, which `per drop` shows. CPU time
 is the receiving thread's, and `of a CPU` what it got: well below 100 % something else ran on
-its CPU, and datagrams/s mean little.
+its CPU, and datagrams/s mean little. Receiver's is its native thread; the Python thread that takes
+the batches shares that CPU here, and its part is in `ns taking`.
 
 Floods vary two- or threefold between samples. The ways take turns in an order shuffled anew,
 and the median is shown with the extremes.
@@ -16,6 +17,7 @@ and the median is shown with the extremes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import mmap
@@ -30,6 +32,7 @@ from dataclasses import asdict, dataclass
 
 import native
 
+import fastsock
 from fastsock.cli.arguments import parse_count, parse_seconds, size_between
 from fastsock.cli.bench import environment
 from fastsock.cli.contestants import GRO_RECEIVERS, RCVBUF, RECEIVERS, VLEN, Link, Run, has_gro
@@ -37,13 +40,44 @@ from fastsock.cli.contestants import GRO_RECEIVERS, RCVBUF, RECEIVERS, VLEN, Lin
 # Datagrams between two looks at the clock.
 STEP = 64 * VLEN
 
+
+class Taking:
+    """Takes whole batches from a Receiver, whose native thread has a clock of its own."""
+
+    def __init__(self, link: Link) -> None:
+        (cpu,) = os.sched_getaffinity(0) if len(os.sched_getaffinity(0)) == 1 else (None,)
+        self.receiver = fastsock.Receiver(link.receiver, cpus=None if cpu is None else [cpu])
+        self.thread = next(
+            task for task in os.listdir("/proc/self/task") if read(f"/proc/self/task/{task}/comm") == "fastsock-rx0\n"
+        )
+
+    def __call__(self, count: int) -> int:
+        taken = 0
+        while taken < count:
+            taken += len(self.receiver.take())
+        return taken
+
+    def cpu_ns(self) -> int:
+        """What the native thread ran so far: proc(5), schedstat."""
+        return int(read(f"/proc/self/task/{self.thread}/schedstat").split()[0])
+
+    def close(self) -> None:
+        self.receiver.close()
+
+
+def read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
 WAYS: dict[str, Callable[[Link], Run]] = {
     "socket.recv": RECEIVERS["socket.recv"],
     "C recvmmsg": native.RECEIVERS["C recvmmsg"],
     "recv_many": RECEIVERS["recv_many(64)"],
     "recv_batch": RECEIVERS["recv_batch"],
+    "Receiver": Taking,
 }
-GRO_WAYS: dict[str, Callable[[Link], Run]] = {**native.GRO_RECEIVERS, **GRO_RECEIVERS}
+GRO_WAYS: dict[str, Callable[[Link], Run]] = {**native.GRO_RECEIVERS, **GRO_RECEIVERS, "Receiver, GRO": Taking}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +90,8 @@ class Sample:
     """As the kernel counts them."""
     seconds: float
     cpu_ns: int
+    taking_ns: int
+    """CPU time of the Python thread, where another one receives."""
 
     @property
     def per_s(self) -> float:
@@ -69,6 +105,10 @@ class Sample:
     def ns(self) -> float:
         """CPU time of the receiving thread, per datagram received."""
         return self.cpu_ns / self.received
+
+    @property
+    def ns_taking(self) -> float:
+        return self.taking_ns / self.received
 
     @property
     def cpu_share(self) -> float:
@@ -108,19 +148,38 @@ def flooded(link: Link, cpu: int | None, fd: int = -1) -> Iterator[ctypes.c_int6
 def sample(way: str, size: int, seconds: float, rcvbuf: int, sender_cpu: int | None) -> Sample:
     """Receive one way for so many seconds."""
     gro = way in GRO_WAYS
-    with Link(size, rcvbuf=rcvbuf, gso=True, gro=gro) as link:
+    with contextlib.ExitStack() as stack:
+        link = stack.enter_context(Link(size, rcvbuf=rcvbuf, gso=True, gro=gro))
+        # The child first: a process with threads had better not fork.
+        sent = stack.enter_context(flooded(link, sender_cpu))
         run = (GRO_WAYS if gro else WAYS)[way](link)
-        with flooded(link, sender_cpu) as sent:
-            run(STEP)
-            offered, drops = sent.value, link.dropped()
-            begin, cpu_begin = time.monotonic(), time.thread_time_ns()
-            received = 0
-            now = begin
-            while now - begin < seconds:
-                received += run(STEP)
-                now = time.monotonic()
-            cpu_ns = time.thread_time_ns() - cpu_begin
-            return Sample(received, sent.value - offered, link.dropped() - drops, now - begin, cpu_ns)
+        if isinstance(run, Taking):
+            stack.callback(run.close)
+        clock = run.cpu_ns if isinstance(run, Taking) else time.thread_time_ns
+        run(STEP)
+        offered, drops, before = sent.value, link.dropped(), received_by(run)
+        begin, cpu_begin, own_begin = time.monotonic(), clock(), time.thread_time_ns()
+        received = 0
+        now = begin
+        while now - begin < seconds:
+            received += run(STEP)
+            now = time.monotonic()
+        cpu_ns, own_ns = clock() - cpu_begin, time.thread_time_ns() - own_begin
+        if isinstance(run, Taking):
+            received = received_by(run) - before
+        return Sample(
+            received,
+            sent.value - offered,
+            link.dropped() - drops,
+            now - begin,
+            cpu_ns,
+            own_ns if isinstance(run, Taking) else 0,
+        )
+
+
+def received_by(run: Run) -> int:
+    """Datagrams in the ring of a Receiver so far: what was taken of them comes a little later."""
+    return run.receiver.stats.received if isinstance(run, Taking) else 0
 
 
 def collect(ways: list[str], args: argparse.Namespace) -> dict[str, list[Sample]]:
@@ -141,17 +200,18 @@ def print_table(samples: dict[str, list[Sample]]) -> None:
     def middle(taken: list[Sample], of: Callable[[Sample], float]) -> float:
         return statistics.median(map(of, taken))
 
-    print(f"{'':18}  received/s, M  [least-most]   x recv   ns CPU  of a CPU    lost     drops/s  datagrams per drop")
+    print(f"{'':18}  received/s, M  [least-most]   x recv   ns CPU  ns taking  of a CPU    lost     drops/s  per drop")
     base = middle(samples["socket.recv"], lambda one: one.per_s)
     for way, taken in samples.items():
         rates = [one.per_s for one in taken]
         rate = statistics.median(rates)
         print(
             f"{way:18}  {rate / 1e6:13.2f}  [{min(rates) / 1e6:5.2f}-{max(rates) / 1e6:5.2f}]  {rate / base:6.1f}"
-            f"  {middle(taken, lambda one: one.ns):7.1f}  {middle(taken, lambda one: one.cpu_share):8.0%}"
+            f"  {middle(taken, lambda one: one.ns):7.1f}  {middle(taken, lambda one: one.ns_taking):9.1f}"
+            f"  {middle(taken, lambda one: one.cpu_share):8.0%}"
             f"  {middle(taken, lambda one: one.lost):6.1%}"
             f"  {middle(taken, lambda one: one.drops / one.seconds):10,.0f}"
-            f"  {middle(taken, lambda one: one.per_drop):18.1f}"
+            f"  {middle(taken, lambda one: one.per_drop):8.1f}"
         )
 
 
