@@ -7,10 +7,12 @@ multiprocessing to pass rings on. May import _feeder, _ring, _epoll, _sock and t
 from __future__ import annotations
 
 import atexit
+import errno
 import operator
 import os
 import select
 import socket as _stdlib
+import threading
 import time
 import warnings
 import weakref
@@ -79,9 +81,12 @@ class Receiver:
         coalesce_us: float = 0,
     ) -> None:
         self._feeders: tuple[Feeder, ...] = ()
-        self._epoll: Epoll | None = None
+        self._epoll: Epoll | None = None  # of several
+        self._wake = -1
+        self._waiters = 0
+        self._waiting = threading.RLock()  # a signal handler may close the receiver inside of take
         self._pid = os.getpid()
-        self._closed = False
+        self._closed = True  # until there is something to close
         socks = [sock_or_socks] if isinstance(sock_or_socks, AnySocket) else list(sock_or_socks)
         if not socks:
             raise ValueError("a receiver needs a socket")
@@ -105,6 +110,8 @@ class Receiver:
                 )
             if len(socks) > 1:
                 self._epoll = Epoll()
+                self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                self._epoll.register(self._wake, select.EPOLLIN)
                 for feeder in self._feeders:
                     self._epoll.register(feeder, select.EPOLLIN)
         except BaseException:
@@ -115,6 +122,7 @@ class Receiver:
         if self._epoll is not None:
             self._active = {feeder.fileno(): feeder for feeder in self._feeders}
         self._ready: deque[Feeder] = deque()
+        self._closed = False
         running.add(self)
 
     # --- taking ---------------------------------------------------------------------------------
@@ -146,35 +154,72 @@ class Receiver:
         if self._epoll is None:
             (feeder,) = self._feeders
             return feeder.take(max_datagrams, timeout)
+        if max_datagrams is not None and max_datagrams < 1:
+            raise ValueError(f"max_datagrams must be at least 1, not {max_datagrams}")
+        if timeout is not None and not timeout >= 0:
+            raise ValueError("Timeout value out of range")
         deadline_s = None if timeout is None else time.monotonic() + timeout
+        while True:
+            batch = self._take_ready(max_datagrams)
+            if batch:
+                return batch
+            left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+            events = self._wait(self._epoll, left_s)
+            if events or left_s != 0:
+                self._ready.extend(self._active[fd] for fd, _ in events if fd in self._active)
+            elif batch is not None:
+                return batch
+            else:
+                self._ready.extend(list(self._active.values())[:1])  # for an empty batch
+
+    def _take_ready(self, max_datagrams: int | None) -> RingBatch | None:
+        """What is in the first ring that has something, of those that were ready; an empty batch or None if none has."""
         batch = None
         while True:
-            while self._ready:
+            try:
                 feeder = self._ready.popleft()
-                try:
-                    batch = feeder.take(max_datagrams, 0)
-                except EOFError:
-                    self._leave_out(feeder)
-                    continue
-                except OSError:
-                    self._leave_out(feeder)
+            except IndexError:
+                break
+            try:
+                batch = feeder.take(max_datagrams, 0)
+            except EOFError:
+                self._leave_out(feeder)
+            except OSError:
+                if self._closed or self._leave_out(feeder):
                     raise
+            else:
                 if batch:
                     return batch
-            if not self._active:
-                raise EOFError("the receiver was stopped, and everything was taken")
-            left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-            events = self._epoll.poll(left_s)
-            if not events and left_s == 0:
-                # As every take: arguments are checked, and what comes back is a batch.
-                return batch if batch is not None else self._feeders[0].take(max_datagrams, 0)
-            self._ready.extend(self._active[fd] for fd, _ in events if fd in self._active)
+        self._check_open()
+        if all(feeder.closed for feeder in list(self._active.values())):
+            raise EOFError("the receiver was stopped, and everything was taken")
+        return batch
 
-    def _leave_out(self, feeder: Feeder) -> None:
-        """Look no more at a ring that has ended."""
-        assert self._epoll is not None
-        if not feeder.closed and self._active.pop(feeder.fileno(), None) is not None:
-            self._epoll.unregister(feeder)
+    def _wait(self, epoll: Epoll, timeout_s: float | None) -> list[tuple[int, int]]:
+        """Wait until a ring is ready, or the receiver closed: the descriptors stay until nobody waits."""
+        with self._waiting:
+            self._check_open()
+            self._waiters += 1
+        try:
+            return epoll.poll(timeout_s)
+        finally:
+            with self._waiting:
+                self._waiters -= 1
+                if self._closed:
+                    self._close_epoll()
+
+    def _leave_out(self, feeder: Feeder) -> bool:
+        """Look no more at a ring that has ended; whether it was looked at before."""
+        for fd, known in list(self._active.items()):
+            if known is feeder and self._active.pop(fd, None) is not None:
+                if self._epoll is not None and not feeder.closed:
+                    self._epoll.unregister(fd)
+                return True
+        return False
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def __iter__(self) -> Self:
         return self
@@ -193,9 +238,8 @@ class Receiver:
 
         Raises OSError where the receiver is closed (EBADF).
         """
-        if self._epoll is not None and not self._closed:
-            return self._epoll.fileno()
-        return self._feeders[0].fileno()
+        self._check_open()
+        return self._feeders[0].fileno() if self._epoll is None else self._epoll.fileno()
 
     # --- what it is made of, and what it did ---------------------------------------------------------
 
@@ -235,8 +279,19 @@ class Receiver:
             feeder.ask_to_stop()
         for feeder in self._feeders:
             feeder.close()
-        if self._epoll is not None:
-            self._epoll.close()
+        with self._waiting:
+            if self._waiters and self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
+            self._close_epoll()
+
+    def _close_epoll(self) -> None:
+        """Free the descriptors that threads wait for, where none does any more."""
+        if self._waiters == 0:
+            if self._epoll is not None:
+                self._epoll.close()
+            if self._wake >= 0:
+                os.close(self._wake)
+                self._wake = -1
 
     @property
     def closed(self) -> bool:
@@ -257,6 +312,9 @@ class Receiver:
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()
 
+    def __getstate__(self) -> Any:
+        raise TypeError("cannot copy or pickle a receiver: its rings can be passed on")
+
     def __repr__(self) -> str:
         if self._closed:
             return "<fastsock.Receiver, closed>"
@@ -264,6 +322,7 @@ class Receiver:
         return f"<fastsock.Receiver of {count} socket{'s' if count != 1 else ''}>"
 
 
+MOST_CPUS = 1 << 16  # no kernel has so many: EINVAL
 running: weakref.WeakSet[Receiver] = weakref.WeakSet()
 
 
@@ -276,7 +335,12 @@ def stop_all() -> None:
 
 def start(sock: AnySocket, **options: Any) -> Feeder:
     """A ring that a new thread fills from a duplicate of `sock`."""
-    duplicate = Socket(fileno=os.dup(sock.fileno()))
+    fd = os.dup(sock.fileno())
+    try:
+        duplicate = Socket(fileno=fd)
+    except BaseException:
+        os.close(fd)
+        raise
     try:
         return Feeder(duplicate, **options)
     except BaseException:
@@ -288,7 +352,7 @@ def check_cpu(cpu: int) -> int:
     number = operator.index(cpu)
     if number < 0:
         raise ValueError(f"a CPU is 0 or more, not {number}")
-    return number
+    return min(number, MOST_CPUS)
 
 
 def total(stats: Sequence[RingStats]) -> RingStats:
