@@ -151,6 +151,9 @@ cdef class Mapping:
     cdef Mapping create(fastsock_geometry *geometry):
         """New memory for a ring, all of it free."""
         cdef Mapping self = Mapping.__new__(Mapping)
+        # All of it is touched, and the kernel would end some process rather than say no.
+        if geometry.mapping_size > <uint64_t>(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+            raise MemoryError(f"{geometry.mapping_size} bytes are more than this machine has")
         try:
             self.memfd = sys_memfd_create(b"fastsock ring", c.MFD_CLOEXEC | c.MFD_ALLOW_SEALING | c.MFD_NOEXEC_SEAL)
         except OSError:         # EINVAL before Linux 6.3
