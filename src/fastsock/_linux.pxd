@@ -328,20 +328,20 @@ cdef extern from "<fcntl.h>" nogil:
         F_ADD_SEALS
         F_DUPFD_CLOEXEC
         F_GETFL
-        F_GETLK
-        F_RDLCK
+        F_OFD_SETLK
         F_SEAL_GROW
         F_SEAL_SHRINK
         F_SETFL
         F_SETLK
-        F_UNLCK
         F_WRLCK
+        O_CLOEXEC
         O_NONBLOCK
+        O_RDWR
     struct flock:
         short l_type
         short l_whence
-        int l_pid
     int fcntl(int fd, int cmd, ...)
+    int open(const char *path, int flags)
 
 cdef extern from "<unistd.h>" nogil:
     enum:

@@ -68,6 +68,7 @@ struct fastsock_ring {
 
     _Alignas(FASTSOCK_LINE) uint64_t consumed;          /* blocks, so far; the consumer's */
     uint64_t taken;                                     /* datagrams, so far */
+    int32_t consumer_pid;                               /* for a message to whoever comes second */
 
     _Alignas(FASTSOCK_LINE) uint32_t signaled;          /* the eventfd was written since the consumer cleared it */
     _Alignas(FASTSOCK_LINE) struct fastsock_block block[];

@@ -37,6 +37,7 @@ cdef extern from "_ring.h" nogil:
         fastsock_geometry geometry
         fastsock_counts counts
         int32_t producer_pid
+        int32_t consumer_pid
         int32_t error
         uint64_t taken
     size_t fastsock_ring_size(size_t blocks)

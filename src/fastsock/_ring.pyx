@@ -20,7 +20,7 @@ from fastsock._sockaddr cimport AddressCache, decode_address
 from fastsock._socket cimport timeout_as_ns
 from fastsock._sys cimport (
     fork_epoch, monotonic_ns, raise_errno, sys_close, sys_fcntl, sys_fstat_size, sys_ftruncate, sys_lock,
-    sys_memfd_create, sys_mmap, sys_munmap, sys_poll_in, sys_write_event,
+    sys_memfd_create, sys_mmap, sys_munmap, sys_open, sys_poll_in, sys_write_event,
 )
 
 cdef enum:
@@ -125,7 +125,8 @@ cdef inline uint64_t round_up(uint64_t size, uint64_t unit) noexcept:
 
 # --- memory -----------------------------------------------------------------------------------
 
-# The rings that this process consumes, by the inodes of their memory: each with the fork epoch.
+# The rings that this process consumes, by the inodes of their memory: each with the descriptor that holds the lock,
+# or -1 where it is the memory's own.
 cdef dict claims = {}
 
 
@@ -142,8 +143,8 @@ cdef class Mapping:
         PyMem_Free(self.columns)
         if self.ring != NULL:
             sys_munmap(self.ring, self.size)
-        if self.claimed_epoch == fork_epoch():
-            claims.pop(self.inode, None)
+        if self.claimed_epoch == fork_epoch() and (fd := claims.pop(self.inode, -1)) >= 0:
+            sys_close(fd)
         if self.memfd >= 0:
             sys_close(self.memfd)
 
@@ -223,19 +224,45 @@ cdef class Mapping:
     cdef int claim(self) except -1:
         """Become the ring's consumer. There is one; what one that died has leased is free again."""
         cdef int epoch = fork_epoch()
-        cdef int holder
         if self.claimed_epoch == epoch:
             return 0
-        self.inode = os.fstat(self.memfd).st_ino
-        if claims.get(self.inode) == epoch:
+        inode = os.fstat(self.memfd).st_ino
+        # fstat releases the GIL, and from here on nothing does.
+        if self.claimed_epoch == epoch:
+            return 0
+        if inode in claims:
             raise RuntimeError("this process takes from the ring already, through another object")
-        holder = sys_lock(self.memfd)
-        if holder:
-            raise RuntimeError(f"process {holder} takes from this ring: it has one consumer at a time")
-        fastsock_ring_reclaim(self.ring)
-        claims[self.inode] = epoch
+        # A description of its own: the process may close other descriptors of the memory without ending the lock.
+        try:
+            fd = sys_open(b"/proc/self/fd/%d" % self.memfd, c.O_RDWR | c.O_CLOEXEC)
+        except FileNotFoundError:       # no /proc here
+            fd = -1
+        try:
+            if not sys_lock(fd if fd >= 0 else self.memfd, fd >= 0):
+                raise RuntimeError(
+                    f"process {self.ring.consumer_pid} takes from this ring: it has one consumer at a time"
+                )
+            claims[inode] = fd
+        except BaseException:
+            if fd >= 0:
+                sys_close(fd)
+            raise
+        self.inode = inode
         self.claimed_epoch = epoch
+        self.ring.consumer_pid = os.getpid()
+        fastsock_ring_reclaim(self.ring)
         return 0
+
+
+def _forked():
+    """The child is no consumer, and must not keep the locks of one."""
+    for fd in claims.values():
+        if fd >= 0:
+            sys_close(fd)
+    claims.clear()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 @cython.final

@@ -110,7 +110,8 @@ cdef int sys_ftruncate(int fd, int64_t size) except -1
 cdef int64_t sys_fstat_size(int fd) except -1
 cdef void *sys_mmap(size_t size, int fd) except NULL
 cdef int sys_munmap(void *start, size_t size) except -1
-cdef int sys_lock(int fd) except -1
+cdef int sys_lock(int fd, bint alone) except -1
+cdef int sys_open(const char *path, int flags) except -1
 cdef int sys_eventfd(int flags) except -1
 cdef int sys_write_event(int fd) except -1
 cdef bint sys_poll_in(const Handle *handle, int64_t timeout_ns) except -1

@@ -695,24 +695,27 @@ cdef int sys_munmap(void *start, size_t size) except -1:
     return 0 if c.munmap(start, size) == 0 else raise_errno(c.errno)
 
 
-cdef int sys_lock(int fd) except -1:
-    """Lock a file for this process until it closes it or ends; returns the process that has it, or 0.
+cdef int sys_open(const char *path, int flags) except -1:
+    """Open a file that does not wait, with the GIL held. See open(2)."""
+    cdef int fd = c.open(path, flags)
+    return fd if fd >= 0 else raise_errno(c.errno)
 
-    See fcntl(2), F_SETLK: traditional locks, which a forked child does not inherit.
+
+cdef int sys_lock(int fd, bint alone) except -1:
+    """Lock a file, unless somebody else has; returns whether it did.
+
+    The lock is that of the open file description, where this is the only process that has it (`alone`), and ends
+    with that. Else it is the process's, and ends when the process closes any descriptor of the file. See fcntl(2).
     """
     cdef c.flock lock
-    while True:
-        memset(&lock, 0, sizeof(lock))
-        lock.l_type = c.F_WRLCK
-        lock.l_whence = c.SEEK_SET
-        if c.fcntl(fd, c.F_SETLK, &lock) == 0:
-            return 0
-        if c.errno != c.EAGAIN and c.errno != c.EACCES:
-            return raise_errno(c.errno)
-        if c.fcntl(fd, c.F_GETLK, &lock) != 0:
-            return raise_errno(c.errno)
-        if lock.l_type != c.F_UNLCK:
-            return lock.l_pid
+    memset(&lock, 0, sizeof(lock))
+    lock.l_type = c.F_WRLCK
+    lock.l_whence = c.SEEK_SET
+    if c.fcntl(fd, c.F_OFD_SETLK if alone else c.F_SETLK, &lock) == 0:
+        return True
+    if c.errno != c.EAGAIN and c.errno != c.EACCES:
+        raise_errno(c.errno)
+    return False
 
 
 cdef int sys_eventfd(int flags) except -1:
