@@ -45,6 +45,13 @@ struct fastsock_name {
     char address[];
 };
 
+/* Slots of a block. Where datagrams lie densely, one more message has room behind them. */
+static inline uint64_t fastsock_block_slots(const struct fastsock_geometry *geometry)
+{
+    return geometry->stride ? (uint64_t)geometry->capacity
+        : (geometry->arena_size - FASTSOCK_MESSAGE_ROOM) / (uint64_t)geometry->slot_size;
+}
+
 static inline size_t fastsock_name_stride(int32_t name_room)
 {
     return (sizeof(struct fastsock_name) + (size_t)name_room + 7) & ~(size_t)7;
@@ -94,6 +101,7 @@ struct fastsock_feeder {
     size_t message_size;                /* of the last receive, on average */
     int unannounced;                    /* receives since the consumer was told */
     int failures;
+    int glued;                          /* joined datagrams came, which there were not to be */
     int driven_error;                   /* what ended a consumer's receive: the thread ends for it too */
     uint32_t drops_seen;
 };
@@ -195,6 +203,14 @@ static inline uint64_t fastsock_feeder_fill_slots(struct fastsock_feeder *f, int
     const uint32_t slot_size = (uint32_t)f->ring->geometry.slot_size;
     uint64_t nbytes = 0;
     uint64_t cut = 0;
+    if (f->control_room)
+        for (int i = 0; i < received; i++) {
+            if (f->decode(&f->msgvec[i].msg_hdr, f->found) != 0)
+                f->glued = 1;
+            f->write(view->columns, f->count + i, f->count + i + 1, f->found);
+        }
+    if (f->glued)
+        return 0;
     for (int i = 0; i < received; i++) {
         uint32_t size = f->msgvec[i].msg_len;
         uint8_t truncated = (f->msgvec[i].msg_hdr.msg_flags & MSG_TRUNC) != 0;
@@ -204,11 +220,6 @@ static inline uint64_t fastsock_feeder_fill_slots(struct fastsock_feeder *f, int
         nbytes += size;
         cut += truncated;
     }
-    if (f->control_room)
-        for (int i = 0; i < received; i++) {
-            f->decode(&f->msgvec[i].msg_hdr, f->found);
-            f->write(view->columns, f->count + i, f->count + i + 1, f->found);
-        }
     f->count += received;
     fastsock_add(&f->ring->counts.truncated, cut);
     return nbytes;
@@ -289,14 +300,17 @@ static inline void fastsock_feeder_fill(struct fastsock_feeder *f, int received)
         }
     }
     uint64_t nbytes = f->joined ? fastsock_feeder_fill_segments(f, received) : fastsock_feeder_fill_slots(f, received);
+    if (f->glued)
+        return;
     f->messages += received;
     uint64_t came = (uint64_t)(f->count - before);
     /* Whole blocks, but for the present one. */
+    uint64_t block_slots = fastsock_block_slots(&ring->geometry);
     uint64_t slots = ring->geometry.stride ? (uint64_t)f->count
         : (f->used + (size_t)ring->geometry.slot_size - 1) / (size_t)ring->geometry.slot_size;
+    if (slots > block_slots)
+        slots = block_slots;
     uint64_t blocks = fastsock_ring_in_use(ring);
-    uint64_t block_slots = ring->geometry.stride ? (uint64_t)ring->geometry.capacity
-        : ring->geometry.arena_size / (uint64_t)ring->geometry.slot_size;
     fastsock_raise(&ring->counts.high_water, (blocks ? blocks - 1 : 0) * block_slots + slots);
     fastsock_add(&ring->counts.received, came);
     fastsock_add(&ring->counts.nbytes, nbytes);
@@ -327,12 +341,13 @@ static inline int fastsock_feeder_survives(int error)
     }
 }
 
-/* UDP GRO was turned on behind the thread's back: joined datagrams came, and nobody knows where to split. */
+/* UDP GRO was turned on behind the thread's back: joined datagrams came, in a slot for one. Without room for
+   ancillary data the kernel says so by MSG_CTRUNC; else fill_slots sees it. */
 static inline int fastsock_feeder_glued(const struct fastsock_feeder *f, int received)
 {
     int on = 0;
     socklen_t size = sizeof(on);
-    if (f->joined)
+    if (f->joined || f->control_room)
         return 0;
     for (int i = 0; i < received; i++)
         if (f->msgvec[i].msg_hdr.msg_flags & MSG_CTRUNC)
@@ -375,9 +390,11 @@ static inline int fastsock_feeder_receive(struct fastsock_feeder *f)
         fastsock_feeder_discard(f, received);
     } else {
         fastsock_feeder_fill(f, received);
+        if (f->glued)
+            return -EIO;
         f->unannounced++;
     }
-    if (received < (int)room || f->unannounced >= FASTSOCK_NOTIFY_EVERY)
+    if (full || received < (int)room || f->unannounced >= FASTSOCK_NOTIFY_EVERY)
         fastsock_feeder_announce(f);
     return received == (int)room;
 }

@@ -66,6 +66,7 @@ cdef extern from "_feeder.h" nogil:
         uint32_t length
         char *address
     size_t fastsock_name_stride(int32_t name_room)
+    uint64_t fastsock_block_slots(const fastsock_geometry *geometry)
 
 
 # The memory of a ring in this process, which goes when nobody uses it any more.

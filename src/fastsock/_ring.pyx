@@ -78,8 +78,7 @@ cdef fastsock_geometry plan(
 ) except *:
     """The layout of a ring with room for `slots` datagrams of `slot_size` bytes; pure."""
     cdef fastsock_geometry geometry
-    cdef Py_ssize_t capacity, blocks, columns
-    cdef int64_t total
+    cdef Py_ssize_t capacity, blocks, columns, per_block
     cdef Py_ssize_t stride = slot_stride(1, slot_size)
     if slots < 1:
         raise ValueError(f"slots must be at least 1, not {slots}")
@@ -92,12 +91,12 @@ cdef fastsock_geometry plan(
     if addresses:
         geometry.name_room = INET_NAME if family in (c.AF_INET, c.AF_INET6) else <int32_t>sizeof(c.sockaddr_un)
     if ancillary & GRO:
-        total = <int64_t>slots * slot_size
-        geometry.arena_size = <uint64_t>min(<int64_t>BLOCK_BYTES, total // LEAST_BLOCKS)
-        geometry.arena_size = max(geometry.arena_size, <uint64_t>FASTSOCK_MESSAGE_ROOM)
-        blocks = <Py_ssize_t>((total + geometry.arena_size - 1) // geometry.arena_size)
-        # A message of tiny datagrams may need more rows than bytes; two more are for what a receive leaves over.
-        capacity = max(<Py_ssize_t>geometry.arena_size // LEAST_JOINED, 3 * FASTSOCK_SEGMENTS)
+        # Whole slots for each block, and behind them a message that begins in the last.
+        per_block = max(1, min(max(1, BLOCK_BYTES // slot_size), (slots + LEAST_BLOCKS - 1) // LEAST_BLOCKS))
+        blocks = (slots + per_block - 1) // per_block
+        geometry.arena_size = <uint64_t>(per_block * slot_size + FASTSOCK_MESSAGE_ROOM)
+        # Tiny datagrams may need more rows than bytes; two messages more are for what a receive leaves over.
+        capacity = max(<Py_ssize_t>geometry.arena_size // LEAST_JOINED, per_block) + 2 * FASTSOCK_SEGMENTS
     else:
         geometry.stride = <int32_t>stride
         capacity = max(1, min(max(BLOCK_BYTES // stride, 64), (slots + LEAST_BLOCKS - 1) // LEAST_BLOCKS))
@@ -567,9 +566,7 @@ cdef class Ring:
         With UDP GRO, so many times ``slot_size`` bytes, in which datagrams lie side by side.
         """
         cdef fastsock_geometry *geometry = &self.open_mapping().ring.geometry
-        if geometry.stride:
-            return geometry.blocks * <Py_ssize_t>geometry.capacity
-        return geometry.blocks * <Py_ssize_t>(geometry.arena_size // <uint64_t>geometry.slot_size)
+        return geometry.blocks * <Py_ssize_t>fastsock_block_slots(geometry)
 
     @property
     def slot_size(self):
