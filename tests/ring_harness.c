@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 
@@ -215,7 +216,7 @@ static void finish(struct producer *p)
     if (p->block >= 0)
         fastsock_ring_seal(p->ring, (uint32_t)p->block, p->count);
     if (p->eventfd >= 0)
-        fastsock_ring_end(p->ring, 0, p->eventfd);
+        fastsock_ring_end(p->ring, ETIMEDOUT, p->eventfd);
 }
 
 static void *produce(void *argument)
@@ -269,6 +270,8 @@ static void *release_any(void *argument)
         left = r->count;
         pthread_mutex_unlock(&r->lock);
         if (lease.count) {
+            if (chance(&r->seed, 2))        /* a bit too many, as reclaim may set, does no harm */
+                fastsock_ring_offer(r->ring, lease.index);
             check_lease(r->ring, &lease);
             fastsock_ring_release(r->ring, lease.index);
         }
@@ -372,6 +375,7 @@ static uint64_t consume_by_wakeups(struct fastsock_ring *ring, int eventfd, uint
             fastsock_ring_release(ring, lease.index);
             empty_wakeups = 0;
         } else if (ended) {
+            CHECK(ring->error == ETIMEDOUT);
             return next;
         } else {
             CHECK(++empty_wakeups < 1000);      /* or it is awake all the time */
@@ -494,6 +498,20 @@ static void reclaim_at_rest(void)
 
 /* --- processes --------------------------------------------------------------------------------------------------- */
 
+/* A child that does not outlive this process. */
+static pid_t fork_child(void)
+{
+    pid_t parent = getpid();
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        CHECK(prctl(PR_SET_PDEATHSIG, SIGKILL) == 0);
+        if (getppid() != parent)
+            _exit(1);
+    }
+    return child;
+}
+
 static void await_child(pid_t child)
 {
     int status = 0;
@@ -508,8 +526,7 @@ static void processes(void)
     struct producer producer = {
         .ring = ring, .eventfd = new_eventfd(), .total = 6000, .seed = 9, .block = -1,
     };
-    pid_t child = fork();
-    CHECK(child >= 0);
+    pid_t child = fork_child();
     if (child == 0)
         _exit(consume_by_wakeups(ring, producer.eventfd, 0) != producer.total);
     produce(&producer);
@@ -521,19 +538,25 @@ static void processes(void)
 struct notes {
     uint64_t next;          /* the first number that it has not been given */
     uint64_t rounds;
+    uint64_t put;           /* what a producer has published */
 };
+
+static struct notes *new_notes(void)
+{
+    struct notes *notes = mmap(NULL, sizeof(*notes), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(notes != MAP_FAILED);
+    return notes;
+}
 
 /* SIGKILL hits a consumer anywhere; the next one is given what follows. */
 static void killed(void)
 {
     struct fastsock_ring *ring = new_ring(4, 4);
     struct producer producer = {.ring = ring, .eventfd = new_eventfd(), .seed = 10, .block = -1};
-    struct notes *notes = mmap(NULL, sizeof(*notes), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    CHECK(notes != MAP_FAILED);
+    struct notes *notes = new_notes();
     for (int life = 0; life < 60; life++) {
         uint64_t rounds = fastsock_load(&notes->rounds) + chance(&producer.seed, 40);
-        pid_t child = fork();
-        CHECK(child >= 0);
+        pid_t child = fork_child();
         if (child == 0) {
             struct lease lease;
             fastsock_ring_reclaim(ring);
@@ -567,75 +590,119 @@ static void killed(void)
     fastsock_ring_reclaim(ring);
 }
 
-/* The memory at every single instruction of a consumer that takes and releases, as if it had been killed there. */
-static void consume_under_trace(struct fastsock_ring *ring, struct notes *notes)
+/* --- at every instruction ---------------------------------------------------------------------------------------- */
+
+/* Run `work` in a child, instruction by instruction, and `check` a copy of the ring whenever something has changed. */
+static void trace(struct fastsock_ring *ring, struct notes *notes, void (*work)(struct fastsock_ring *, struct notes *),
+                  void (*check)(struct fastsock_ring *, const struct notes *))
+{
+    const size_t size = ring->geometry.mapping_size;
+    struct fastsock_ring *copy = new_ring(ring->geometry.blocks, ring->geometry.capacity);
+    char *before = malloc(size);
+    struct notes noted = {0};
+    int status;
+    int states = 0;
+    CHECK(before != NULL);
+    pid_t child = fork_child();
+    if (child == 0) {
+        if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) != 0)
+            _exit(CANNOT);
+        raise(SIGSTOP);
+        work(ring, notes);
+        raise(SIGSTOP);
+        _exit(1);
+    }
+    CHECK(waitpid(child, &status, 0) == child);
+    if (WIFEXITED(status) && WEXITSTATUS(status) == CANNOT)
+        stop_with(CANNOT, "no process may be traced here");
+    CHECK(WIFSTOPPED(status) && WSTOPSIG(status) == SIGSTOP);
+    CHECK(ptrace(PTRACE_SETOPTIONS, child, NULL, PTRACE_O_EXITKILL) == 0);
+    do {
+        if (states == 0 || memcmp(&noted, notes, sizeof(noted)) != 0 || memcmp(before, ring, size) != 0) {
+            states++;
+            noted = *notes;
+            memcpy(before, ring, size);
+            memcpy(copy, ring, size);
+            check(copy, &noted);
+        }
+        CHECK(ptrace(PTRACE_SINGLESTEP, child, NULL, NULL) == 0);
+        CHECK(waitpid(child, &status, 0) == child);
+    } while (WIFSTOPPED(status) && WSTOPSIG(status) == SIGTRAP);
+    CHECK(WIFSTOPPED(status) && WSTOPSIG(status) == SIGSTOP);
+    CHECK(states > 10);
+    CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
+    free(before);
+}
+
+static void take_and_release(struct fastsock_ring *ring, struct notes *notes)
 {
     struct lease lease[2] = {{.first = 0}, {.first = 0}};
-    if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) != 0)
-        _exit(CANNOT);
-    raise(SIGSTOP);
     for (int i = 0; take(ring, 2, &lease[i & 1]); i++) {
         __atomic_store_n(&notes->next, notes->next + lease[i & 1].count, __ATOMIC_RELAXED);
         if (i)
             fastsock_ring_release(ring, lease[(i - 1) & 1].index);
     }
-    raise(SIGSTOP);
-    _exit(0);
 }
 
-static void check_survivor(struct fastsock_ring *ring, uint64_t next, uint64_t put)
+/* Takes all there is, and nothing twice, where the last consumer was given what is before `next`. */
+static uint64_t take_over(struct fastsock_ring *ring, uint64_t next)
 {
     struct lease lease;
-    int given = 0;
-    fastsock_ring_reclaim(ring);
-    for (; take(ring, 9, &lease); given = 1, next = lease.first + lease.count) {
+    for (int given = 0; take(ring, 9, &lease); given = 1, next = lease.first + lease.count) {
         lease.first = slot_number(slot_of(ring, lease.index, lease.from));
         check_lease(ring, &lease);
+        /* What it took, and could not note, is lost with it. */
         if (given ? lease.first != next : lease.first < next || lease.first > next + 2)
             FAIL("given number %llu, after %llu", (unsigned long long)lease.first, (unsigned long long)next);
         fastsock_ring_release(ring, lease.index);
     }
-    CHECK(given ? next == put : next <= put && put <= next + 2);
+    return next;
+}
+
+static void check_successor(struct fastsock_ring *ring, const struct notes *notes)
+{
+    fastsock_ring_reclaim(ring);
+    uint64_t next = take_over(ring, notes->next);
+    CHECK(next <= notes->put && notes->put <= next + 2);
     check_all_free(ring);
 }
 
 static void killed_anywhere(void)
 {
     struct fastsock_ring *ring = new_ring(2, 3);
-    struct fastsock_ring *copy = new_ring(2, 3);
     struct producer producer = {.ring = ring, .eventfd = -1, .seed = 11, .block = -1};
-    struct notes *notes = mmap(NULL, sizeof(*notes), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    CHECK(notes != MAP_FAILED);
+    struct notes *notes = new_notes();
     while (producer.put < 4)            /* a block and a bit */
         CHECK(put_some(&producer, 1));
     finish(&producer);
-    pid_t child = fork();
-    CHECK(child >= 0);
-    if (child == 0)
-        consume_under_trace(ring, notes);
-    int status;
-    uint64_t states = 0, noted = 0;
-    const size_t size = ring->geometry.mapping_size;
-    char *before = malloc(size);
-    CHECK(before != NULL);
-    CHECK(waitpid(child, &status, 0) == child);
-    if (WIFEXITED(status) && WEXITSTATUS(status) == CANNOT)
-        stop_with(CANNOT, "no process may be traced here");
-    CHECK(WIFSTOPPED(status) && WSTOPSIG(status) == SIGSTOP);
-    do {
-        if (states == 0 || noted != notes->next || memcmp(before, ring, size) != 0) {
-            states++;
-            noted = notes->next;
-            memcpy(before, ring, size);
-            memcpy(copy, ring, size);
-            check_survivor(copy, notes->next, producer.put);
-        }
-        CHECK(ptrace(PTRACE_SINGLESTEP, child, NULL, NULL) == 0);
-        CHECK(waitpid(child, &status, 0) == child);
-    } while (WIFSTOPPED(status) && WSTOPSIG(status) == SIGTRAP);
-    CHECK(WIFSTOPPED(status) && WSTOPSIG(status) == SIGSTOP);
-    CHECK(notes->next == producer.put && states > 10);
-    CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
+    notes->put = producer.put;
+    trace(ring, notes, take_and_release, check_successor);
+    CHECK(notes->next == producer.put);
+}
+
+static void open_and_fill(struct fastsock_ring *ring, struct notes *notes)
+{
+    struct producer producer = {.ring = ring, .eventfd = -1, .seed = 12, .block = -1};
+    for (int i = 0; i < 4; i++) {
+        CHECK(put_some(&producer, 1));
+        __atomic_store_n(&notes->put, producer.put, __ATOMIC_RELAXED);
+    }
+}
+
+/* A consumer may come at any time: it finds what was noted, if not one more, and takes no block away. */
+static void check_newcomer(struct fastsock_ring *ring, const struct notes *notes)
+{
+    uint32_t users[2] = {ring->block[0].users, ring->block[1].users};
+    fastsock_ring_reclaim(ring);
+    for (int i = 0; i < 2; i++)
+        CHECK(ring->block[i].users == users[i]);
+    uint64_t next = take_over(ring, 0);
+    CHECK(notes->put <= next && next <= notes->put + 1);
+}
+
+static void joined_anywhere(void)
+{
+    trace(new_ring(2, 3), new_notes(), open_and_fill, check_newcomer);
 }
 
 /* --- which ------------------------------------------------------------------------------------------------------ */
@@ -657,6 +724,7 @@ static const struct {
     {"processes", processes},
     {"killed", killed},
     {"killed-anywhere", killed_anywhere},
+    {"joined-anywhere", joined_anywhere},
 };
 
 int main(int argc, char **argv)
