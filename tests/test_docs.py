@@ -1,5 +1,6 @@
 """Every example of the documents runs, and strace shows what they say that it shows."""
 
+import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +18,22 @@ RUN = "import sys\nfrom doc_examples import run_session\nrun_session(*sys.argv[1
 TRACED = "from doc_examples import run_session\nrun_session({path!r}, {title!r}, marks=True)"
 TRACED_CALLS = "%network,ppoll,close"  # close for the marks alone: imports and tracebacks read files
 
+
+def needs_package(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not installed")
+
+
 WANTED = {
+    "import numpy": needs_package("numpy"),
+    "import polars": needs_package("polars"),
+    "import pyarrow": needs_package("pyarrow"),
     "AF_INET6": needs_ipv6,
     "gro=True": needs("gro"),
     "gso = True": needs("gso"),
     ".drops": needs("drop_counter"),
     "error_queue=True": needs("error_queue"),
 }
-"""What an example that has such a word needs of the kernel."""
+"""What an example that has such a word needs: of the kernel, or beside fastsock."""
 
 FLAG = re.compile(r"\b(?:AF|SOCK|IPPROTO|SOL|SO|MSG|SHUT|UDP)_\w+|\bPOLL\w+")
 SHOWN = re.compile(r"^(\w+)(\(.*)$", re.MULTILINE)

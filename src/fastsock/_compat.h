@@ -156,6 +156,26 @@ static inline void fastsock_count(int64_t *counter, int64_t more)
 #endif
 }
 
+/* Py_DECREF from any thread, with the GIL or without. While the interpreter is taken down nobody but the thread that
+   does so can get the GIL, and afterwards nobody: what is let go of then stays, and goes with the process. */
+static inline void fastsock_decref(PyObject *object)
+{
+#if PY_VERSION_HEX >= 0x030D0000
+    PyThreadState *holder = PyThreadState_GetUnchecked();
+    int finalizing = Py_IsFinalizing();
+#else
+    PyThreadState *holder = _PyThreadState_UncheckedGet();
+    int finalizing = _Py_IsFinalizing();
+#endif
+    if (holder != NULL && holder == PyGILState_GetThisThreadState()) {
+        Py_DECREF(object);
+    } else if (Py_IsInitialized() && !finalizing) {
+        PyGILState_STATE state = PyGILState_Ensure();
+        Py_DECREF(object);
+        PyGILState_Release(state);
+    }
+}
+
 /* Let the allocator keep `nbytes` of freed heap instead of returning them to the kernel
    and faulting them in again at the next batch. glibc raises its mmap and trim
    thresholds when a mapped block is freed (mallopt(3), M_MMAP_THRESHOLD), up to 32 MiB;

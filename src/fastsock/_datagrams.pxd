@@ -16,6 +16,7 @@ cdef class DatagramBatch(ColumnBatch):
     cdef size_t copy_name(self, Py_ssize_t message, c.sockaddr_storage *name) noexcept
     cdef object decode_peer(self, const c.sockaddr_storage *name, size_t namelen)
     cdef object peer(self, Py_ssize_t message)
+    cdef list internet_peers(self, Columns *columns)
     cdef Datagram datagram(self, Columns *columns, Py_ssize_t index)
 
 

@@ -1,16 +1,18 @@
 # A batch of received datagrams, wherever its memory comes from: a sequence of Datagram, lists,
 # columns. What fills it is a subclass's business. No system calls.
-# May import _linux, _arena, _cmsg, _columns and _sockaddr.
+# May import _linux, _arena, _arrow, _cmsg, _columns and _sockaddr.
 #
 # Who owns what: the memory behind `arena` and `columns` lives as long as `memory_owner()`, and
 # every view (a column, a Datagram, a NumPy array) holds a reference to that.
 
 cimport cython
-from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromObject
+from libc.string cimport memcpy
 from fastsock cimport _linux as c
 from fastsock._arena cimport memory
+from fastsock._arrow cimport export_array, export_schema
 from fastsock._cmsg cimport DROP_COUNTER, GRO, HARDWARE_TIMESTAMPS, PKTINFO, TIMESTAMPS, TOS, TTL
 from fastsock._columns cimport ColumnBatch, Columns, not_recorded, read_metadata
 from fastsock._sockaddr cimport decode_address, decode_host
@@ -151,6 +153,122 @@ cdef class DatagramBatch(ColumnBatch):
         Datagram ``i`` is ``buffer[offsets[i]:offsets[i] + lengths[i]]``.
         """
         return memory(self.memory_owner(), self.arena, self.arena_size, 1, b"B")
+
+    # --- for NumPy and Arrow: neither is imported before it is asked for -------------------------
+
+    def to_numpy(self, dtype=None, *, copy=None):
+        """Return datagrams of one size as a NumPy array, with one item for each.
+
+        The array shares the memory of the batch where the datagrams lie at one distance from each other, as they do
+        in slots, and with UDP GRO as long as they came in one message. It keeps the memory, and shows what the next
+        receive into a ``RecvBatch`` writes there.
+
+        Args:
+            dtype: What a datagram holds: a structured or any other type of ``dtype.itemsize`` bytes. None is for
+                rows of bytes: uint8 of shape ``(len(batch), length)``.
+            copy: None copies where the memory cannot be shared, True always, False never.
+
+        Raises:
+            ValueError: A datagram has another size, and which; a type with references, as ``object``; or what would
+                have to be copied with ``copy=False``. A datagram that was cut has the size that was kept: see
+                ``truncated``.
+            ImportError: There is no NumPy.
+            RuntimeError: Another thread is receiving into the batch.
+        """
+        import numpy
+        cdef Py_ssize_t i, count, size, start
+        cdef Py_ssize_t distance
+        cdef bint shared
+        cdef Columns *columns
+        cdef Py_buffer target
+        wanted = None if dtype is None else numpy.dtype(dtype)
+        if wanted is not None and wanted.hasobject:
+            raise ValueError(f"{wanted!r} holds references, and what was received would be taken for them")
+        if copy is not None:
+            copy = bool(copy)
+        # Before the rest is looked at: it may be refused.
+        source = self.buffer
+        self.acquire()
+        try:
+            columns = self.columns
+            count = columns.count
+            if wanted is None:
+                size = columns.lengths[0] if count else 0
+                wanted = numpy.dtype((numpy.uint8, (size,)))
+            else:
+                size = wanted.itemsize
+            for i in range(count):
+                if columns.lengths[i] != size:
+                    raise ValueError(f"datagram {i} has {columns.lengths[i]} bytes, and an item of {wanted!r} {size}")
+            start = columns.offsets[0] if count else 0
+            distance = columns.offsets[1] - start if count > 1 else size
+            shared = True
+            for i in range(1, count):
+                shared = shared and columns.offsets[i] - columns.offsets[i - 1] == distance
+            if copy is False and not shared:
+                raise ValueError("the datagrams do not lie at one distance from each other, and copy=False")
+            if copy or not shared:
+                source = numpy.empty(count * size, numpy.uint8)
+                PyObject_GetBuffer(source, &target, PyBUF_WRITABLE)
+                for i in range(count):
+                    memcpy(<char *>target.buf + i * size, self.arena + columns.offsets[i], <size_t>size)
+                PyBuffer_Release(&target)
+                start = 0
+                distance = size
+        finally:
+            self.release_hold()
+        # As the only field of a structure, because a type with a shape would change the array's.
+        return numpy.ndarray((count,), numpy.dtype([("item", wanted)]), source, start, (distance,))["item"]
+
+    def __arrow_c_schema__(self):
+        """Return the schema of ``__arrow_c_array__`` as a capsule."""
+        return export_schema(self.columns, self.ancillary, self.named)
+
+    def __arrow_c_array__(self, requested_schema=None):
+        """Return the batch for Arrow, as the PyCapsule interface has it: a struct array with a field for each column.
+
+        ``pyarrow.record_batch(batch)`` and ``polars.DataFrame(batch)`` call it. The payloads (binary view, those
+        beyond 12 bytes) and the columns of numbers share the memory of the batch, and keep it.
+
+        The next receive into a ``RecvBatch`` overwrites them. A view of a payload also holds its length and first
+        bytes, which do not follow: what Arrow says of such an array is wrong. Receive into another
+        batch, or copy first.
+
+        Args:
+            requested_schema: Has no effect; the consumer converts what it gets.
+
+        Raises:
+            RuntimeError: Another thread is receiving into the batch.
+        """
+        cdef object owner = self.memory_owner()
+        cdef Columns *columns
+        self.acquire()
+        try:
+            columns = self.columns
+            return (
+                export_schema(columns, self.ancillary, self.named),
+                export_array(owner, self.arena, columns, self.ancillary, self.internet_peers(columns)),
+            )
+        finally:
+            self.release_hold()
+
+    cdef list internet_peers(self, Columns *columns):
+        """The addresses of IPv4 and IPv6 peers, and None for others; None without peers. The caller holds the batch."""
+        cdef c.sockaddr_storage name
+        cdef size_t namelen
+        cdef Py_ssize_t i
+        cdef list found = []
+        if not self.named:
+            return None
+        for i in range(columns.count):
+            namelen = self.copy_name(columns.messages[i] if self.ancillary & GRO else i, &name)
+            if (namelen >= sizeof(c.sockaddr_in) and name.ss_family == c.AF_INET) or (
+                namelen >= sizeof(c.sockaddr_in6) and name.ss_family == c.AF_INET6
+            ):
+                found.append(self.decode_peer(&name, namelen))
+            else:
+                found.append(None)
+        return found
 
 
 cdef bytes new_bytes(const char *start, Py_ssize_t size, size_t *heap_bytes):

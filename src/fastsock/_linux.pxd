@@ -32,6 +32,7 @@ cdef extern from "_compat.h" nogil:
     void fastsock_flag_release(uint64_t *flag)
     int fastsock_exchange(int *value, int desired)
     void fastsock_keep_heap(size_t nbytes)
+    void fastsock_decref(PyObject *object)
 
 cdef extern from "_compat.h":
     bint fastsock_is_sole(PyObject *bytes)

@@ -351,4 +351,4 @@ cdef class RecvBatch(DatagramBatch):
 
 
 cdef object joined_slots():
-    return BufferError("with UDP GRO a slot holds many datagrams: use buffer, offsets and lengths")
+    return BufferError("with UDP GRO a slot holds many datagrams: use buffer, offsets and lengths, or to_numpy()")
