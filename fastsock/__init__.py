@@ -14,8 +14,8 @@ from fastsock._epoll import Epoll
 from fastsock._errqueue import ErrorRecord
 from fastsock._limits import Limit
 from fastsock._probe import Capability, Probe, probe
-from fastsock._recvbatch import RecvBatch
 from fastsock._receiver import Receiver
+from fastsock._recvbatch import RecvBatch
 from fastsock._ring import Ring, RingBatch, RingStats
 from fastsock._sendbatch import SendBatch
 from fastsock._sock import Socket, SocketStats

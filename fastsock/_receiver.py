@@ -7,6 +7,7 @@ multiprocessing to pass rings on. May import _feeder, _ring, _epoll, _sock and t
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import operator
 import os
@@ -173,7 +174,7 @@ class Receiver:
                 self._ready.extend(list(self._active.values())[:1])  # for an empty batch
 
     def _take_ready(self, max_datagrams: int | None) -> RingBatch | None:
-        """What is in the first ring that has something, of those that were ready; an empty batch or None if none has."""
+        """What the first of the rings that were ready and have something holds; an empty batch or None if none has."""
         batch = None
         while True:
             try:
@@ -210,11 +211,16 @@ class Receiver:
 
     def _leave_out(self, feeder: Feeder) -> bool:
         """Look no more at a ring that has ended; whether it was looked at before."""
-        for fd, known in list(self._active.items()):
-            if known is feeder and self._active.pop(fd, None) is not None:
-                if self._epoll is not None and not feeder.closed:
-                    self._epoll.unregister(fd)
-                return True
+        with self._waiting:
+            for fd, known in list(self._active.items()):
+                if known is feeder:
+                    del self._active[fd]
+                    if self._epoll is not None and not self._closed:
+                        if not self._active:
+                            os.eventfd_write(self._wake, 1)  # readable from now on, and nobody waits
+                        with contextlib.suppress(OSError):  # where somebody closes the ring meanwhile
+                            self._epoll.unregister(fd)
+                    return True
         return False
 
     def _check_open(self) -> None:

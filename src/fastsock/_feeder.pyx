@@ -48,6 +48,7 @@ cdef class Feeder(Ring):
         int cpu, int priority, object spin_us, object coalesce_us, str name not None,
     ):
         cdef fastsock_geometry geometry
+        cdef Py_ssize_t messages
         cdef int error
         cdef unsigned int i
         cdef bytes encoded = name.encode()[:sizeof(self.feeder.name) - 1]
@@ -58,12 +59,13 @@ cdef class Feeder(Ring):
         self.feeder.spin_ns = self.spin_ns = in_ns("spin_us", spin_us)
         self.feeder.coalesce_ns = in_ns("coalesce_us", coalesce_us)
         self.feeder.joined = (sock.ancillary & GRO) != 0
-        if vlen is None:
-            vlen = GRO_VLEN if self.feeder.joined else VLEN
-        if not 1 <= vlen <= VLEN_MAX:
-            raise ValueError(f"vlen must be 1 to {VLEN_MAX}, not {vlen}")
+        messages = GRO_VLEN if self.feeder.joined else VLEN
+        if vlen is not None:
+            messages = vlen
+        if not 1 <= messages <= VLEN_MAX:
+            raise ValueError(f"vlen must be 1 to {VLEN_MAX}, not {messages}")
         geometry = plan(slots, slot_size, sock.ancillary, sock._family, addresses)
-        self.feeder.vlen = vlen
+        self.feeder.vlen = <unsigned int>messages
         self.feeder.cpu = cpu
         if not 0 <= priority <= PRIORITY_MAX:
             raise ValueError(f"priority must be 0 to {PRIORITY_MAX}, not {priority}")
