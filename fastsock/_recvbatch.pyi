@@ -1,5 +1,5 @@
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Any
 
 from typing_extensions import Buffer
 
@@ -9,10 +9,6 @@ class RecvBatch(DatagramBatch):
     def __init__(self, vlen: int = 64, slot_size: int = 2048, *, addresses: bool = False) -> None: ...
     @property
     def vlen(self) -> int: ...
-    @property
-    def slot_size(self) -> int: ...
-    @property
-    def stride(self) -> int: ...
     def load(
         self,
         datagrams: Iterable[Buffer | tuple[Buffer, Any]],
@@ -20,5 +16,3 @@ class RecvBatch(DatagramBatch):
         *,
         ancdata: Iterable[Iterable[tuple[int, int, Buffer]]] | None = None,
     ) -> int: ...
-    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...

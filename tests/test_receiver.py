@@ -322,7 +322,7 @@ def test_arguments_of_take(either, queued):
         with pytest.raises(ValueError, match="max_datagrams"):
             receiver.take(most, 0)
     for timeout in (-1, -0.001, float("nan")):
-        with pytest.raises(ValueError, match="Timeout|NaN"):
+        with pytest.raises(ValueError, match=r"Timeout|NaN"):
             receiver.take(timeout=timeout)
     for arguments in (("1",), (None, "1"), (1, 1, 1)):
         with pytest.raises(TypeError):

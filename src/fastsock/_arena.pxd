@@ -4,3 +4,4 @@
 cdef Py_ssize_t slot_stride(Py_ssize_t vlen, Py_ssize_t slot_size) except -1
 cdef object memory(object owner, void *start, Py_ssize_t size, Py_ssize_t itemsize, char *format)
 cdef object readonly_memory(object owner, void *start, Py_ssize_t size, Py_ssize_t itemsize, char *format)
+cdef object rows(object owner, char *start, Py_ssize_t count, Py_ssize_t size, Py_ssize_t stride)

@@ -2,7 +2,9 @@
 # owner alive. Imports nothing of fastsock.
 
 cimport cython
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
+from cpython.buffer cimport (
+    PyBUF_ANY_CONTIGUOUS, PyBUF_C_CONTIGUOUS, PyBUF_F_CONTIGUOUS, PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE,
+)
 from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport INT32_MAX
 
@@ -79,3 +81,46 @@ cdef Column make_column(
     column.format = format
     column.readonly = readonly
     return column
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class Rows:
+    """Slots as the rows of a two-dimensional view of bytes, for whatever takes buffers."""
+
+    cdef object owner
+    cdef char *start
+    cdef Py_ssize_t shape[2]
+    cdef Py_ssize_t strides[2]
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        cdef bint gaps = self.strides[0] != self.shape[1] and self.shape[0] > 1
+        if (flags & PyBUF_STRIDES) != PyBUF_STRIDES or flags & PyBUF_F_CONTIGUOUS & ~PyBUF_STRIDES or (
+            gaps and flags & (PyBUF_C_CONTIGUOUS | PyBUF_ANY_CONTIGUOUS) & ~PyBUF_STRIDES
+        ):
+            raise BufferError("a batch is two-dimensional with gaps: use its buffer, offsets and lengths")
+        view.buf = self.start
+        view.obj = self
+        view.len = self.shape[0] * self.shape[1]
+        view.itemsize = 1
+        view.readonly = 0
+        view.ndim = 2
+        view.format = NULL
+        if flags & PyBUF_FORMAT:
+            view.format = b"B"
+        view.shape = self.shape
+        view.strides = self.strides
+        view.suboffsets = NULL
+        view.internal = NULL
+
+
+cdef object rows(object owner, char *start, Py_ssize_t count, Py_ssize_t size, Py_ssize_t stride):
+    """`count` rows of `size` bytes, `stride` apart, as an object with the buffer protocol."""
+    cdef Rows made = Rows.__new__(Rows)
+    made.owner = owner
+    made.start = start
+    made.shape[0] = count
+    made.shape[1] = size
+    made.strides[0] = stride
+    made.strides[1] = 1
+    return made

@@ -6,6 +6,8 @@ from fastsock._columns cimport ColumnBatch, Columns
 
 
 cdef class DatagramBatch(ColumnBatch):
+    cdef readonly Py_ssize_t slot_size      # bytes of a slot that a message may fill
+    cdef readonly Py_ssize_t stride         # bytes from one slot to the next; 0 where datagrams lie densely
     cdef char *arena                        # where `offsets` count from
     cdef Py_ssize_t arena_size              # bytes that `buffer` shows
     cdef bint named                         # whether peers are recorded

@@ -11,7 +11,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.string cimport memcpy
 from fastsock cimport _linux as c
-from fastsock._arena cimport memory
+from fastsock._arena cimport memory, rows
 from fastsock._arrow cimport export_array, export_schema
 from fastsock._cmsg cimport DROP_COUNTER, GRO, HARDWARE_TIMESTAMPS, PKTINFO, TIMESTAMPS, TOS, TTL
 from fastsock._columns cimport ColumnBatch, Columns, not_recorded, read_metadata
@@ -269,6 +269,28 @@ cdef class DatagramBatch(ColumnBatch):
             else:
                 found.append(None)
         return found
+
+    # --- a slot per row -----------------------------------------------------------------------
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        if self.ancillary & GRO:
+            raise joined_slots()
+        cdef Py_ssize_t count = self.columns.count
+        cdef Py_ssize_t start = self.columns.offsets[0] if count else 0
+        # On a free-threaded build a receive may change the count meanwhile.
+        count = min(count, (self.arena_size - start + self.stride - 1) // self.stride)
+        # Shape and strides belong to the view: the next receive changes the count.
+        exporter = rows(self.memory_owner(), self.arena + start, count, self.slot_size, self.stride)
+        PyObject_GetBuffer(exporter, view, flags)
+
+    def __array__(self, dtype=None, copy=None):
+        # NumPy comes here only behind a buffer that was refused. Without this it would take
+        # the batch for a sequence, and copy datagram by datagram.
+        raise joined_slots()
+
+
+cdef object joined_slots():
+    return BufferError("with UDP GRO a slot holds many datagrams: use buffer, offsets and lengths, or to_numpy()")
 
 
 cdef bytes new_bytes(const char *start, Py_ssize_t size, size_t *heap_bytes):

@@ -13,8 +13,6 @@ cdef enum:
 cdef class RecvBatch(DatagramBatch):
     # Geometry, fixed at construction.
     cdef readonly Py_ssize_t vlen           # kernel messages per call
-    cdef readonly Py_ssize_t slot_size      # bytes of a slot that a message may fill
-    cdef readonly Py_ssize_t stride         # bytes from one slot to the next
 
     # What the kernel is handed. naming is whether each msg_name is set: a name that nobody
     # reads costs 30 ns.

@@ -8,10 +8,6 @@
 # ever moved. A receive overwrites contents, not memory.
 
 cimport cython
-from cpython.buffer cimport (
-    PyBUF_ANY_CONTIGUOUS, PyBUF_C_CONTIGUOUS, PyBUF_F_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDES,
-)
-from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
@@ -309,46 +305,3 @@ cdef class RecvBatch(DatagramBatch):
         )
 
     # --- columns: no copy -------------------------------------------------------------------
-
-    def __getbuffer__(self, Py_buffer *view, int flags):
-        # Shape and strides belong to the view: the next receive changes the count.
-        if self.ancillary & GRO:
-            raise joined_slots()
-        cdef Py_ssize_t count = min(self.columns.count, self.vlen)
-        cdef bint gaps = self.stride != self.slot_size and count > 1
-        if (flags & PyBUF_STRIDES) != PyBUF_STRIDES or flags & PyBUF_F_CONTIGUOUS & ~PyBUF_STRIDES or (
-            gaps and flags & (PyBUF_C_CONTIGUOUS | PyBUF_ANY_CONTIGUOUS) & ~PyBUF_STRIDES
-        ):
-            raise BufferError("a RecvBatch is two-dimensional with gaps: use its buffer, offsets and lengths")
-        cdef Py_ssize_t *geometry = <Py_ssize_t *>PyMem_Malloc(4 * sizeof(Py_ssize_t))
-        if geometry == NULL:
-            raise MemoryError()
-        geometry[0] = count
-        geometry[1] = self.slot_size
-        geometry[2] = self.stride
-        geometry[3] = 1
-        view.buf = self.arena
-        view.obj = self
-        view.len = geometry[0] * geometry[1]
-        view.itemsize = 1
-        view.readonly = 0
-        view.ndim = 2
-        view.format = NULL
-        if flags & PyBUF_FORMAT:
-            view.format = b"B"
-        view.shape = geometry
-        view.strides = geometry + 2
-        view.suboffsets = NULL
-        view.internal = geometry
-
-    def __releasebuffer__(self, Py_buffer *view):
-        PyMem_Free(view.internal)
-
-    def __array__(self, dtype=None, copy=None):
-        # NumPy comes here only behind a buffer that was refused. Without this it would take
-        # the batch for a sequence, and copy datagram by datagram.
-        raise joined_slots()
-
-
-cdef object joined_slots():
-    return BufferError("with UDP GRO a slot holds many datagrams: use buffer, offsets and lengths, or to_numpy()")

@@ -297,6 +297,8 @@ cdef class RingBatch(DatagramBatch):
         self.lease = Lease.__new__(Lease)
         self.lease.mapping = mapping
         self.ancillary = mapping.ring.geometry.ancillary
+        self.slot_size = mapping.ring.geometry.slot_size
+        self.stride = mapping.ring.geometry.stride
         self.named = mapping.ring.geometry.name_room != 0
         return self
 
@@ -326,16 +328,6 @@ cdef class RingBatch(DatagramBatch):
 
     def __bool__(self):
         return self.columns.count > 0
-
-    @property
-    def slot_size(self):
-        """Bytes that are kept of a datagram."""
-        return self.mapping.ring.geometry.slot_size
-
-    @property
-    def stride(self):
-        """Bytes from one slot to the next; 0 with UDP GRO, where datagrams lie side by side."""
-        return self.mapping.ring.geometry.stride
 
     def __repr__(self):
         return f"<fastsock.RingBatch of {self.columns.count} datagrams{'' if self.lease is not None else ', released'}>"
