@@ -316,7 +316,12 @@ static inline void fastsock_feeder_fill(struct fastsock_feeder *f, int received)
     fastsock_add(&ring->counts.nbytes, nbytes);
     fastsock_add(&ring->counts.batches, 1);
     fastsock_raise(&ring->counts.largest_batch, came);
-    fastsock_ring_publish(ring, (uint32_t)f->block, (uint64_t)f->count);
+    /* A block without room is sealed at once: a consumer that took all of it, and waits, has passed it over then. Else
+       where there is no other it would wait for what there is no room for. */
+    if (fastsock_feeder_room(f))
+        fastsock_ring_publish(ring, (uint32_t)f->block, (uint64_t)f->count);
+    else
+        fastsock_feeder_seal(f);
 }
 
 static inline void fastsock_feeder_discard(struct fastsock_feeder *f, int received)
