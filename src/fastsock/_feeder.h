@@ -380,8 +380,10 @@ static inline int fastsock_feeder_receive(struct fastsock_feeder *f)
     if (received <= 0) {
         int error = received < 0 ? errno : EAGAIN;
         fastsock_feeder_announce(f);
-        if (error == EAGAIN)
+        if (error == EAGAIN) {
+            f->failures = 0;
             return 0;
+        }
         if (error == EINTR || error == FASTSOCK_ERESTARTSYS)
             return 1;
         fastsock_add(&f->ring->counts.errors, 1);
