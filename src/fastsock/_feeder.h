@@ -463,6 +463,7 @@ static inline void fastsock_feeder_wait(struct fastsock_feeder *f)
         fastsock_feeder_sleep(f, f->coalesce_ns);
 }
 
+/* Receive until stop() or an error, which is returned. It ends with the role: nobody receives any more. */
 static inline int fastsock_feeder_run(struct fastsock_feeder *f)
 {
     int64_t idle_since = fastsock_now_ns();
@@ -480,9 +481,9 @@ static inline int fastsock_feeder_run(struct fastsock_feeder *f)
         uint64_t before = f->ring->counts.batches;
         rc = f->driven_error ? f->driven_error : fastsock_feeder_receive(f);
         int some = f->ring->counts.batches != before;
-        fastsock_feeder_release(f);
         if (rc < 0)
             return -rc;
+        fastsock_feeder_release(f);
         if (rc > 0)
             continue;
         int64_t now = fastsock_now_ns();
@@ -510,7 +511,6 @@ static inline int fastsock_feeder_run(struct fastsock_feeder *f)
         if (rc == 0)
             break;
     }
-    fastsock_feeder_release(f);
     return rc < 0 ? -rc : 0;
 }
 
@@ -570,8 +570,6 @@ static inline void *fastsock_feeder_main(void *argument)
     if (failed)
         return NULL;
     int error = fastsock_feeder_run(f);
-    while (!fastsock_feeder_acquire(f))
-        sched_yield();
     fastsock_feeder_note_drops(f);
     fastsock_feeder_seal(f);
     __atomic_store_n(&f->stopped, 1, __ATOMIC_RELEASE);
@@ -640,9 +638,10 @@ static inline int fastsock_feeder_drive(struct fastsock_feeder *f, int64_t until
         if (__atomic_load_n(&f->stopped, __ATOMIC_ACQUIRE) || fastsock_feeder_stopping(f))
             return 1;
         if (fastsock_feeder_acquire(f)) {
-            __atomic_store_n(&f->drives, f->drives + 1, __ATOMIC_RELAXED);
             /* Once the thread has stopped, the ring has ended. */
             int over = (int)__atomic_load_n(&f->stopped, __ATOMIC_ACQUIRE) || f->driven_error;
+            if (!over)      /* or it keeps the thread from ending */
+                __atomic_store_n(&f->drives, f->drives + 1, __ATOMIC_RELAXED);
             while (!over && fastsock_ring_empty(f->ring)) {
                 int rc = fastsock_feeder_receive(f);
                 f->driven_error = rc < 0 ? rc : 0;
