@@ -24,6 +24,8 @@ enum {
     FASTSOCK_LONG_MESSAGE = 8192,       /* cheaper to receive one by one than to move */
     FASTSOCK_NOTIFY_EVERY = 4,          /* receives without a pause: a wake-up costs a microsecond */
     FASTSOCK_TICK_MS = 1000,
+    FASTSOCK_NOTE_NS = 100000000,       /* between two looks how much the kernel dropped, at least */
+    FASTSOCK_BUSY_ROUNDS = 64,          /* receives between two looks at the clock, while there is always more */
     FASTSOCK_LAST_ROUNDS = 4096,        /* receives after stop(), at most */
     FASTSOCK_FAILURES = 1000,           /* in a row, after which the thread gives up */
     FASTSOCK_PARKED_NS = 250000         /* between two looks whether the consumer still drives */
@@ -102,6 +104,7 @@ struct fastsock_feeder {
     int unannounced;                    /* receives since the consumer was told */
     int failures;
     int glued;                          /* joined datagrams came, which there were not to be */
+    int64_t noted_ns;                   /* when the kernel's drops were */
     int driven_error;                   /* what ended a consumer's receive: the thread ends for it too */
     uint32_t drops_seen;
 };
@@ -435,6 +438,14 @@ static inline void fastsock_feeder_note_drops(struct fastsock_feeder *f)
     f->drops_seen = info[FASTSOCK_MEMINFO_DROPS];
 }
 
+static inline void fastsock_feeder_tick(struct fastsock_feeder *f, int64_t now)
+{
+    if (now - f->noted_ns < FASTSOCK_NOTE_NS)
+        return;
+    f->noted_ns = now;
+    fastsock_feeder_note_drops(f);
+}
+
 /* Sleep for so long, or until stop(). */
 static inline void fastsock_feeder_sleep(struct fastsock_feeder *f, int64_t ns)
 {
@@ -450,6 +461,7 @@ static inline void fastsock_feeder_park(struct fastsock_feeder *f)
     do {
         seen = __atomic_load_n(&f->drives, __ATOMIC_RELAXED);
         fastsock_feeder_sleep(f, FASTSOCK_PARKED_NS);
+        fastsock_feeder_tick(f, fastsock_now_ns());
     } while (!fastsock_feeder_stopping(f)
              && (__atomic_load_n(&f->role, __ATOMIC_RELAXED) || seen != __atomic_load_n(&f->drives, __ATOMIC_RELAXED)));
 }
@@ -467,9 +479,10 @@ static inline void fastsock_feeder_wait(struct fastsock_feeder *f)
 static inline int fastsock_feeder_run(struct fastsock_feeder *f)
 {
     int64_t idle_since = fastsock_now_ns();
-    int64_t noted = idle_since;
     uint32_t drives = 0;
+    unsigned busy = 0;
     int rc = 0;
+    f->noted_ns = idle_since;
     while (!fastsock_feeder_stopping(f)) {
         uint32_t driven = __atomic_load_n(&f->drives, __ATOMIC_RELAXED);
         if (driven != drives || !fastsock_feeder_acquire(f)) {
@@ -484,13 +497,12 @@ static inline int fastsock_feeder_run(struct fastsock_feeder *f)
         if (rc < 0)
             return -rc;
         fastsock_feeder_release(f);
-        if (rc > 0)
+        if (rc > 0 && ++busy % FASTSOCK_BUSY_ROUNDS)
             continue;
         int64_t now = fastsock_now_ns();
-        if (now - noted > FASTSOCK_TICK_MS * INT64_C(100000)) {
-            noted = now;
-            fastsock_feeder_note_drops(f);
-        }
+        fastsock_feeder_tick(f, now);
+        if (rc > 0)
+            continue;
         if (f->spin_ns) {
             if (some)
                 idle_since = now;
