@@ -261,10 +261,19 @@ static inline int fastsock_ring_empty(struct fastsock_ring *ring)
     return __atomic_load_n(&block->filled, __ATOMIC_ACQUIRE) == fastsock_load(&block->taken) << 1;
 }
 
-/* Whether what is there now is all that there will be. */
+/* Whether nothing is there to take, and nothing more will come. Blocks to pass over may be. */
 static inline int fastsock_ring_has_ended(struct fastsock_ring *ring)
 {
-    return __atomic_load_n(&ring->ended, __ATOMIC_ACQUIRE) && fastsock_ring_empty(ring);
+    if (!__atomic_load_n(&ring->ended, __ATOMIC_ACQUIRE))
+        return 0;
+    const uint64_t opened = __atomic_load_n(&ring->opened, __ATOMIC_ACQUIRE);
+    for (uint64_t i = fastsock_load(&ring->consumed); i != opened; i++) {
+        uint32_t at = __atomic_load_n(&fastsock_ring_queue(ring)[i % (uint64_t)ring->geometry.blocks], __ATOMIC_RELAXED);
+        const struct fastsock_block *block = &ring->block[at];
+        if (__atomic_load_n(&block->filled, __ATOMIC_ACQUIRE) >> 1 != fastsock_load(&block->taken))
+            return 0;
+    }
+    return 1;
 }
 
 /* End a lease: what was taken may be overwritten. */
