@@ -1,6 +1,6 @@
 /* The native thread that empties a datagram socket into a ring. It never touches a Python object.
    Plain C over _ring.h; what the kernel says of a datagram beyond its bytes is read by functions that the
-   owner hands in. tests/ring_harness.c runs it under the thread and address sanitizers.
+   owner hands in. tests/feeder_harness.c runs it under the thread and address sanitizers.
 
    The thread waits in epoll, edge-triggered, because an error queue that nobody reads keeps a socket ready
    for ever. Receives are MSG_DONTWAIT; a short one has emptied the queue. Without room in the ring it goes on
@@ -458,6 +458,8 @@ static inline void fastsock_feeder_sleep(struct fastsock_feeder *f, int64_t ns)
 static inline void fastsock_feeder_park(struct fastsock_feeder *f)
 {
     uint32_t seen;
+    if (!fastsock_ring_empty(f->ring))          /* of a burst there may be what nobody was told of */
+        fastsock_ring_notify(f->ring, f->eventfd);
     do {
         seen = __atomic_load_n(&f->drives, __ATOMIC_RELAXED);
         fastsock_feeder_sleep(f, FASTSOCK_PARKED_NS);
@@ -552,8 +554,9 @@ static inline int fastsock_feeder_populate(struct fastsock_feeder *f)
 static inline int fastsock_feeder_settle(struct fastsock_feeder *f)
 {
     if (f->cpu >= 0) {
-        cpu_set_t *set = CPU_ALLOC(f->cpu + 1);
-        size_t size = CPU_ALLOC_SIZE(f->cpu + 1);
+        const size_t cpus = (size_t)f->cpu + 1;
+        cpu_set_t *set = CPU_ALLOC(cpus);
+        size_t size = CPU_ALLOC_SIZE(cpus);
         if (set == NULL)
             return ENOMEM;
         CPU_ZERO_S(size, set);
