@@ -3,106 +3,22 @@
 
    What a lease shows is plain memory, so that the thread sanitizer sees every missing order. A scenario waits
    with a deadline, and asserts no time. */
-#include "_ring.h"
+#include "harness.h"
 
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
-
-enum { DEADLINE_MS = 20000, CANNOT = 77 };
-
-static __attribute__((noreturn, format(printf, 2, 3))) void stop_with(int status, const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    vfprintf(stderr, format, arguments);
-    va_end(arguments);
-    fputc('\n', stderr);
-    _exit(status);
-}
-
-#define FAIL(...) stop_with(1, "ring_harness.c:" LINE(__LINE__) ": " __VA_ARGS__)
-#define LINE(number) QUOTED(number)
-#define QUOTED(text) #text
-#define CHECK(condition) do { if (!(condition)) FAIL("%s: errno %d", #condition, errno); } while (0)
-
-/* --- time, chance, threads -------------------------------------------------------------------------------- */
-
-static int64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
-/* Wait until it is so. */
-#define AWAIT(condition) do { \
-    int64_t until_ = now_ms() + DEADLINE_MS; \
-    while (!(condition)) { if (now_ms() > until_) FAIL("not so in time: %s", #condition); sched_yield(); } \
-} while (0)
-
-static uint32_t chance(uint32_t *seed, uint32_t below)
-{
-    *seed ^= *seed << 13;
-    *seed ^= *seed >> 17;
-    *seed ^= *seed << 5;
-    return *seed % below;
-}
-
-static void dawdle(uint32_t *seed, uint32_t below)
-{
-    for (uint32_t left = chance(seed, below); left; left--)
-        sched_yield();
-}
-
-static pthread_t spawn(void *(*run)(void *), void *argument)
-{
-    pthread_t thread;
-    CHECK(pthread_create(&thread, NULL, run, argument) == 0);
-    return thread;
-}
-
-static void join(pthread_t thread)
-{
-    CHECK(pthread_join(thread, NULL) == 0);
-}
-
-static int new_eventfd(void)
-{
-    int fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    CHECK(fd >= 0);
-    return fd;
-}
-
-static void await_readable(int fd, const char *what)
-{
-    struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
-    int rc;
-    while ((rc = poll(&poll_fd, 1, DEADLINE_MS)) < 0 && errno == EINTR)
-        ;
-    if (rc != 1)
-        FAIL("no wake-up: %s", what);
-}
 
 /* --- a ring whose slots hold a number and a pattern ---------------------------------------------------------- */
 
 enum { WORDS = 4 };
 
-/* In zeroed memory that a child of fork shares. */
 static struct fastsock_ring *new_ring(int32_t blocks, int32_t capacity)
 {
     size_t start = (fastsock_ring_size((size_t)blocks) + 63) & ~(size_t)63;
     size_t arena = (size_t)capacity * WORDS * sizeof(uint64_t);
     size_t size = start + (size_t)blocks * arena;
-    struct fastsock_ring *ring = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    CHECK(ring != MAP_FAILED);
+    struct fastsock_ring *ring = new_memory(size);
     ring->geometry = (struct fastsock_geometry){
         .mapping_size = size, .blocks_start = start, .block_size = arena, .arena_size = arena,
         .blocks = blocks, .capacity = capacity,
@@ -313,22 +229,22 @@ static void lease_out_of_order(int32_t blocks, int32_t capacity, uint64_t total)
 
 static void leases(void)
 {
-    lease_out_of_order(8, 16, 40000);
+    lease_out_of_order(8, 16, 20000);
 }
 
 static void one_block(void)
 {
-    lease_out_of_order(1, 3, 10000);
+    lease_out_of_order(1, 3, 6000);
 }
 
 static void one_slot(void)
 {
-    lease_out_of_order(1, 1, 5000);
+    lease_out_of_order(1, 1, 3000);
 }
 
 static void two_slots(void)
 {
-    lease_out_of_order(2, 1, 10000);
+    lease_out_of_order(2, 1, 6000);
 }
 
 static void nothing_asked_for(void)
@@ -429,7 +345,13 @@ static void wakeups_by_hand(void)
     CHECK(fastsock_ring_empty(ring));
     fastsock_ring_clear(ring, producer.eventfd);
     CHECK(read(producer.eventfd, &seen, sizeof(seen)) < 0 && errno == EAGAIN);
+    /* Used up, and sealed afterwards: nothing to take, but a block to pass over. */
+    fastsock_ring_seal(ring, (uint32_t)producer.block, producer.count);
+    CHECK(!fastsock_ring_has_ended(ring));
     fastsock_ring_end(ring, EIO, producer.eventfd);
+    CHECK(fastsock_ring_has_ended(ring) && !fastsock_ring_empty(ring));
+    CHECK(take(ring, 9, &lease) == 0);
+    CHECK(fastsock_ring_has_ended(ring) && fastsock_ring_empty(ring));
     for (int i = 0; i < 2; i++) {
         await_readable(producer.eventfd, "the end");
         fastsock_ring_clear(ring, producer.eventfd);
@@ -541,19 +463,12 @@ struct notes {
     uint64_t put;           /* what a producer has published */
 };
 
-static struct notes *new_notes(void)
-{
-    struct notes *notes = mmap(NULL, sizeof(*notes), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    CHECK(notes != MAP_FAILED);
-    return notes;
-}
-
 /* SIGKILL hits a consumer anywhere; the next one is given what follows. */
 static void killed(void)
 {
     struct fastsock_ring *ring = new_ring(4, 4);
     struct producer producer = {.ring = ring, .eventfd = new_eventfd(), .seed = 10, .block = -1};
-    struct notes *notes = new_notes();
+    struct notes *notes = new_memory(sizeof(struct notes));
     for (int life = 0; life < 60; life++) {
         uint64_t rounds = fastsock_load(&notes->rounds) + chance(&producer.seed, 40);
         pid_t child = fork_child();
@@ -669,10 +584,10 @@ static void check_successor(struct fastsock_ring *ring, const struct notes *note
 
 static void killed_anywhere(void)
 {
-    struct fastsock_ring *ring = new_ring(2, 3);
+    struct fastsock_ring *ring = new_ring(2, 2);
     struct producer producer = {.ring = ring, .eventfd = -1, .seed = 11, .block = -1};
-    struct notes *notes = new_notes();
-    while (producer.put < 4)            /* a block and a bit */
+    struct notes *notes = new_memory(sizeof(struct notes));
+    while (producer.put < 3)            /* a block and a bit */
         CHECK(put_some(&producer, 1));
     finish(&producer);
     notes->put = producer.put;
@@ -683,7 +598,7 @@ static void killed_anywhere(void)
 static void open_and_fill(struct fastsock_ring *ring, struct notes *notes)
 {
     struct producer producer = {.ring = ring, .eventfd = -1, .seed = 12, .block = -1};
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 3; i++) {
         CHECK(put_some(&producer, 1));
         __atomic_store_n(&notes->put, producer.put, __ATOMIC_RELAXED);
     }
@@ -702,15 +617,12 @@ static void check_newcomer(struct fastsock_ring *ring, const struct notes *notes
 
 static void joined_anywhere(void)
 {
-    trace(new_ring(2, 3), new_notes(), open_and_fill, check_newcomer);
+    trace(new_ring(2, 2), new_memory(sizeof(struct notes)), open_and_fill, check_newcomer);
 }
 
 /* --- which ------------------------------------------------------------------------------------------------------ */
 
-static const struct {
-    const char *name;
-    void (*run)(void);
-} scenarios[] = {
+static const struct scenario scenarios[] = {
     {"leases", leases},
     {"one-block", one_block},
     {"one-slot", one_slot},
@@ -729,12 +641,5 @@ static const struct {
 
 int main(int argc, char **argv)
 {
-    alarm(2 * DEADLINE_MS / 1000);
-    for (size_t i = 0; argc == 2 && i < sizeof(scenarios) / sizeof(scenarios[0]); i++)
-        if (strcmp(argv[1], scenarios[i].name) == 0) {
-            scenarios[i].run();
-            return 0;
-        }
-    fprintf(stderr, "usage: ring_harness SCENARIO\n");
-    return 2;
+    return RUN_SCENARIO(argc, argv, scenarios);
 }
