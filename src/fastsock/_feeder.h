@@ -376,8 +376,11 @@ static inline int fastsock_feeder_receive(struct fastsock_feeder *f)
 {
     unsigned room = fastsock_feeder_place(f);
     int full = room == 0;
-    if (full)
+    if (full) {
+        const struct fastsock_geometry *geometry = &f->ring->geometry;
+        fastsock_raise(&f->ring->counts.high_water, (uint64_t)geometry->blocks * fastsock_block_slots(geometry));
         room = f->vlen;
+    }
     fastsock_feeder_prepare(f, room, full);
     int received = fastsock_recvmmsg(f->fd, f->msgvec, room, MSG_DONTWAIT | (full ? MSG_TRUNC : 0));
     if (received <= 0) {

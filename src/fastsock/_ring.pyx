@@ -92,7 +92,7 @@ cdef fastsock_geometry plan(
         geometry.name_room = INET_NAME if family in (c.AF_INET, c.AF_INET6) else <int32_t>sizeof(c.sockaddr_un)
     if ancillary & GRO:
         # Whole slots for each block, and behind them a message that begins in the last.
-        per_block = max(1, min(max(1, BLOCK_BYTES // slot_size), (slots + LEAST_BLOCKS - 1) // LEAST_BLOCKS))
+        per_block = min(max(1, BLOCK_BYTES // slot_size), (slots + LEAST_BLOCKS - 1) // LEAST_BLOCKS)
         blocks = (slots + per_block - 1) // per_block
         geometry.arena_size = <uint64_t>(per_block * slot_size + FASTSOCK_MESSAGE_ROOM)
         # Tiny datagrams may need more rows than bytes; two messages more are for what a receive leaves over.
