@@ -49,6 +49,13 @@ def settle(receiver: Any, count: int) -> fastsock.RingStats:
     return receiver.stats
 
 
+def deliver(receiver: Any, sender: Any, payloads: list[bytes]) -> fastsock.RingStats:
+    """Send each to a receiver at which nothing is on its way, and wait until all have come."""
+    before = arrived(receiver)
+    send(sender, payloads)
+    return settle(receiver, before + len(payloads))
+
+
 def send(sender: Any, payloads: Iterable[bytes]) -> None:
     for payload in payloads:
         sender.send(payload)
