@@ -1,8 +1,11 @@
-"""The stream's payload, the tracker that reads it, the histogram, and the pacing of senders."""
+"""The stream's payload, the tracker that reads it, columns of words, the histogram, and the pacing of senders."""
 
 import socket
 import struct
 import sys
+from array import array
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -11,18 +14,17 @@ from hypothesis import strategies as st
 from fastsock import RecvBatch
 from fastsock._constants import SO_TIMESTAMPNS, SOL_UDP, UDP_GRO
 from fastsock.cli import stream as stream_module
+from fastsock.cli.columns import MAX_SPAN, Words, counting_end, encode_run, equal_end, spans
 from fastsock.cli.histogram import Histogram, bucket_of, middle_of
 from fastsock.cli.send import MAX_ARREARS_S, Pacer
 from fastsock.cli.stream import (
     END_FLAG,
     HEADER,
     MAGIC,
-    MAX_SPAN,
+    MAX_MIXED,
     Stream,
     StreamTracker,
     encode_header,
-    encode_run,
-    spans,
 )
 
 ARRIVAL_NS = 1_000_000
@@ -44,6 +46,27 @@ def track(datagrams: list[bytes], vlen: int = 4, columns: bool = True, slot_size
         batch.load(datagrams[start : start + vlen])
         tracker.feed(batch, ARRIVAL_NS)
     return tracker
+
+
+class SideBySide:
+    """A batch as a ring holds it with UDP GRO: datagrams lie densely, from any byte on."""
+
+    stride = 0
+
+    def __init__(self, payloads: Iterable[bytes], start: int = 0, times: Iterable[int] = (), cut: int = 2048) -> None:
+        memory = bytearray(start)
+        self.slot_size = cut
+        offsets, lengths = array("q"), array("i")
+        for payload in payloads:
+            offsets.append(len(memory))
+            lengths.append(min(len(payload), cut))
+            memory += payload
+        self.buffer, self.offsets, self.lengths = memoryview(memory), memoryview(offsets), memoryview(lengths)
+        self.timestamps_ns = memoryview(array("q", times))
+
+
+def counts(tracker: StreamTracker) -> tuple[Any, ...]:
+    return tracker.result(), tracker.datagrams, tracker.others, tracker.end_markers
 
 
 def joined(*sizes: int) -> list[list[tuple[int, int, bytes]]]:
@@ -194,12 +217,6 @@ def test_against_a_simple_model(
 # --- joined datagrams, and their times -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("first", [0, 1, 2**40 - 3, 2**64 - MAX_SPAN])
-@pytest.mark.parametrize("count", [1, 2, 64, MAX_SPAN])
-def test_runs_of_numbers(first: int, count: int) -> None:
-    assert encode_run(first, count) == b"".join(n.to_bytes(8, "little") for n in range(first, first + count))
-
-
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 30), st.integers(1, 20)), min_size=1, max_size=30))
 def test_a_run_is_taken_as_its_numbers_are(steps: list[tuple[bool, int, int]]) -> None:
     at_once, singly = Stream(), Stream()
@@ -217,8 +234,11 @@ def test_a_run_is_taken_as_its_numbers_are(steps: list[tuple[bool, int, int]]) -
 @given(
     st.lists(st.tuples(st.integers(32, 90), st.integers(1, 5), st.integers(0, 89)), min_size=1, max_size=4),
     st.lists(st.sampled_from(["next", "next", "next", "gap", "again", "other", "noise", "end"]), max_size=40),
+    st.integers(0, 9),
 )
-def test_joined_datagrams_are_tracked_as_single_ones(messages: list[tuple[int, int, int]], kinds: list[str]) -> None:
+def test_joined_datagrams_are_tracked_as_single_ones(
+    messages: list[tuple[int, int, int]], kinds: list[str], start: int
+) -> None:
     """Messages of any size, with a shorter last datagram or not, in order or in a mess."""
     kinds = kinds + ["next"] * 100
     number = 0
@@ -241,28 +261,67 @@ def test_joined_datagrams_are_tracked_as_single_ones(messages: list[tuple[int, i
         singles += parts
     batch = RecvBatch(4, 65535)
     assert batch.load(payloads, ancdata=joined(*(size for size, *_ in messages))) == len(singles)
-    tracker, plain = StreamTracker(), StreamTracker(columns=False)
-    tracker.feed(batch, ARRIVAL_NS)
+    plain = StreamTracker(columns=False)
     single = RecvBatch(len(singles), 128)
     single.load(singles)
     plain.feed(single, ARRIVAL_NS)
-    assert tracker.result() == plain.result()
-    assert (tracker.datagrams, tracker.others, tracker.end_markers) == (
-        plain.datagrams,
-        plain.others,
-        plain.end_markers,
-    )
+    for joint in (batch, SideBySide(singles, start)):
+        tracker = StreamTracker()
+        tracker.feed(joint, ARRIVAL_NS)
+        assert counts(tracker) == counts(plain)
 
 
-def test_a_joined_message_is_one_span() -> None:
-    batch = RecvBatch(3, 65535)
-    messages = [datagram(0) * 60, datagram(0) * 60 + datagram(0)[:35], datagram(0) * 2]
-    batch.load(messages, ancdata=joined(40, 40, 40))
-    assert [tuple(span) for span in spans(batch)] == [
-        (0, 60, 0, 40),
-        (60, 60, batch.stride, 40),  # its last datagram is shorter
-        (121, 2, 2 * batch.stride, 40),
-    ]
+@given(
+    st.integers(32, 80),
+    st.integers(0, 9),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 40), st.sampled_from([0, 0, 0, 1, -3, 50])), max_size=12),
+    st.booleans(),
+)
+def test_streams_side_by_side(size: int, start: int, runs: list[tuple[int, int, int]], stamped: bool) -> None:
+    """Runs of several streams, with gaps and what comes late, of datagrams of one size."""
+    payloads, times = [], []
+    following = [0, 0, 100, 1 << 40]
+    for number, (stream_id, count, skip) in enumerate(runs):
+        first = max(0, following[stream_id] + skip)
+        following[stream_id] = first + count
+        payloads += [
+            encode_header(stream_id, sequence, ARRIVAL_NS - number // 3).ljust(size, b"p")
+            for sequence in range(first, first + count)
+        ]
+        times += [0 if number == 5 else ARRIVAL_NS + number // 2] * count
+    tracker, plain = StreamTracker(), StreamTracker(columns=False)
+    for either in (tracker, plain):
+        either.feed(SideBySide(payloads, start, times), None if stamped else ARRIVAL_NS)
+    assert counts(tracker) == counts(plain)
+
+
+@pytest.mark.parametrize("streams", [2, MAX_MIXED, MAX_MIXED + 1])
+def test_streams_whose_datagrams_alternate(streams: int) -> None:
+    payloads = [datagram(number, stream_id) for number in range(60) for stream_id in range(streams)]
+    tracker = StreamTracker()
+    tracker.feed(SideBySide(payloads, times=[ARRIVAL_NS] * len(payloads)), None)
+    result = tracker.result()
+    assert result is not None
+    assert (result.streams, result.received, result.lost, result.reordered) == (streams, 60 * streams, 0, 0)
+    assert (result.delay_min_ns, result.delay_max_ns, tracker.delays.count) == (100, 100, 60 * streams)
+
+
+def test_a_datagram_that_was_cut_has_its_header() -> None:
+    tracker = StreamTracker()
+    tracker.feed(SideBySide([datagram(number) for number in range(20)], cut=32), ARRIVAL_NS)
+    assert counts(tracker)[1:] == (20, 0, 0)
+
+
+def test_the_tracker_keeps_no_view_of_a_batch() -> None:
+    memory = bytearray(b"".join(datagram(number) for number in range(50)))
+    batch = SideBySide([])
+    tracker = StreamTracker()
+    batch.buffer = memoryview(memory)
+    batch.offsets, batch.lengths = memoryview(array("q", range(0, 2000, 40))), memoryview(array("i", [40] * 50))
+    tracker.feed(batch, ARRIVAL_NS)
+    batch.buffer.release()
+    memory.clear()  # BufferError while there is a view
+    assert tracker.datagrams == 50
 
 
 def test_long_batches_come_in_parts(columns: bool) -> None:
@@ -290,6 +349,73 @@ def test_delay_of_joined_datagrams(columns: bool) -> None:
     tracker.feed(batch, None)
     assert (tracker.delays.minimum, tracker.delays.maximum, tracker.delays.count) == (120, 120, 2)
     assert tracker.datagrams == 4
+
+
+# --- columns of words -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [0, 1, 2**40 - 3, 2**64 - MAX_SPAN])
+@pytest.mark.parametrize("count", [1, 2, 63, 64, 65, MAX_SPAN])
+def test_runs_of_numbers(first: int, count: int) -> None:
+    assert encode_run(first, count) == b"".join(n.to_bytes(8, "little") for n in range(first, first + count))
+
+
+def test_a_joined_message_is_one_span() -> None:
+    batch = RecvBatch(3, 65535)
+    messages = [datagram(0) * 60, datagram(0) * 60 + datagram(0)[:35], datagram(0) * 9]
+    batch.load(messages, ancdata=joined(40, 40, 40))
+    assert [tuple(span) for span in spans(batch, 32)] == [
+        (0, 60, 0, 40),
+        (60, 61, batch.stride, 40),  # its last datagram is shorter, and as far from the one before
+        (121, 9, 2 * batch.stride, 40),
+    ]
+
+
+def test_messages_side_by_side_are_one_span() -> None:
+    message = [b"x" * 40] * 60
+    assert [tuple(span) for span in spans(SideBySide(message * 2, 3), 32)] == [(0, 120, 3, 40)]
+    assert [tuple(span) for span in spans(SideBySide([*message, b"y" * 35, *message], 3), 32)] == [
+        (0, 61, 3, 40),
+        (61, 60, 3 + 60 * 40 + 35, 40),
+    ]
+    assert [tuple(span) for span in spans(SideBySide(message, 3, cut=33), 32)] == [(0, 60, 3, 40)]
+    assert [tuple(span) for span in spans(SideBySide(message[:1], 3), 32)] == [(0, 1, 3, 40)]
+    long = SideBySide(message * 20)
+    assert [(span.start, span.datagrams) for span in spans(long, 32)] == [(0, MAX_SPAN), (MAX_SPAN, 1200 - MAX_SPAN)]
+
+
+def test_what_is_too_short_is_in_no_span() -> None:
+    assert list(spans(SideBySide([b"x" * 31] * 20), 32)) == []
+    assert list(spans(SideBySide([b""] * 20), 32)) == []
+    assert list(spans(SideBySide([]), 32)) == []
+    batch = RecvBatch(20, 64)
+    batch.load([b"x" * 40] * 19 + [b"x" * 31])
+    assert list(spans(batch, 32)) == []
+
+
+@given(st.integers(0, 20), st.integers(16, 70), st.integers(1, 40), st.binary(min_size=3000, max_size=3000))
+def test_columns_of_words_anywhere(at: int, step: int, count: int, memory: bytes) -> None:
+    columns = Words(memoryview(memory)).columns(at, step, count, 2)
+    assert [column.tolist() for column in columns] == [
+        [int.from_bytes(memory[start : start + 8], "little") for start in range(at + i, at + i + count * step, step)]
+        for i in (0, 8)
+    ]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 30)), min_size=1, max_size=6), st.booleans())
+def test_ends_of_runs(runs: list[tuple[int, int]], mixed: bool) -> None:
+    """The longest run where a column ascends; where it does not, still one."""
+    numbers, equals = [0], [0]
+    for gap, count in runs:
+        numbers += range(numbers[-1] + 1 + gap, numbers[-1] + 1 + gap + count)
+        equals += [equals[-1] + gap] * count
+    if mixed:
+        numbers[len(numbers) // 2] = equals[len(equals) // 2] = 0
+    for find, column, step in ((counting_end, numbers, 1), (equal_end, equals, 0)):
+        whole = [i for i in range(1, len(column)) if column[i] != column[i - 1] + step] + [len(column)]
+        end = find(memoryview(array("Q", column)), 0)
+        assert end in ((1, whole[0]) if mixed else (whole[0],))
+        assert column[:end] == [column[0] + step * i for i in range(end)]
 
 
 # --- the histogram -------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from fastsock._multicast import Membership, parse_group
 
 NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([kmg]?)", re.IGNORECASE)
 SUFFIXES = ("", "k", "m", "g")
+CPU_MAX = 0xFFFF
 
 
 class UsageError(Exception):
@@ -83,12 +84,25 @@ def size_between(low: int, high: int) -> Callable[[str], int]:
     return parse_size
 
 
-def parse_vlen(text: str) -> int:
-    return whole(text, parse_scaled(text, 1000), 1, 1 << 20)
+def number_between(low: int, high: int) -> Callable[[str], int]:
+    """A parser of whole numbers from `low` to `high`; suffixes are powers of 1000."""
+
+    def parse_number(text: str) -> int:
+        return whole(text, parse_scaled(text, 1000), low, high)
+
+    return parse_number
 
 
-def parse_ttl(text: str) -> int:
-    return whole(text, parse_scaled(text, 1000), 0, 255)
+def parse_cpus(text: str) -> list[int]:
+    """Parse 0, 0,2 or 0,4-6, as taskset does."""
+    cpus: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not (text.isascii() and first.isdigit() and (last.isdigit() or not dash)):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of CPUs, such as 0,2 or 0-3")
+        low = whole(text, int(first), 0, CPU_MAX)
+        cpus += range(low, whole(text, int(last or first), low, CPU_MAX) + 1)
+    return cpus
 
 
 def parse_membership(text: str) -> Membership:
@@ -105,6 +119,17 @@ def whole(text: str, value: float, low: int, high: int) -> int:
     if not low <= value <= high:
         raise argparse.ArgumentTypeError(f"{text} is out of range: {low} to {high}")
     return int(value)
+
+
+def parse_microseconds(text: str) -> float:
+    """Parse a time of 0 to 1,000,000."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of microseconds, 0 to 1000000")
+    return value
 
 
 def parse_seconds(text: str) -> float:

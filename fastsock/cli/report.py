@@ -12,7 +12,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from errno import EINVAL
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -25,34 +24,14 @@ if TYPE_CHECKING:
 Fields = Mapping[str, Any]
 
 
-@dataclass(slots=True)
-class Totals:
-    """What has gone through a socket so far. Times are of time.monotonic."""
-
-    datagrams: int = 0
-    nbytes: int = 0
-    batches: int = 0
-    truncated: int = 0
-    drops: int | None = 0
-    """Dropped by the kernel at this socket; None where it cannot say (Linux before 4.12)."""
-    refused: int = 0
-    lost: int = 0
-    first_s: float | None = None
-    last_s: float | None = None
-
-    @property
-    def elapsed_s(self) -> float:
-        """From the first to the last datagram."""
-        return 0.0 if self.first_s is None or self.last_s is None else self.last_s - self.first_s
+def rates(datagrams: int, nbytes: int, elapsed_s: float) -> dict[str, float | None]:
+    """Per second; None where no time has passed. Bits are the payload's."""
+    return {"datagrams_per_s": ratio(datagrams, elapsed_s), "bits_per_s": ratio(8 * nbytes, elapsed_s)}
 
 
-def rates(datagrams: int, nbytes: int, batches: int, elapsed_s: float) -> dict[str, float | None]:
-    """Per second and per batch; None where nothing is there to divide by. Bits are the payload's."""
-    return {
-        "datagrams_per_s": datagrams / elapsed_s if elapsed_s > 0 else None,
-        "bits_per_s": 8 * nbytes / elapsed_s if elapsed_s > 0 else None,
-        "datagrams_per_batch": datagrams / batches if batches else None,
-    }
+def ratio(value: float, of: float) -> float | None:
+    """None where nothing is there to divide by."""
+    return value / of if of > 0 else None
 
 
 def number(value: float | None, digits: int = 0) -> str:
@@ -155,12 +134,12 @@ class Reporter:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Show warnings as one line each on stderr, without the source line that raised them."""
+    """Show different warnings as one line each on stderr, without the source line that raised them."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
-    for warning in caught:
-        warn(str(warning.message))
+    for message in dict.fromkeys(str(warning.message) for warning in caught):
+        warn(message)
 
 
 def warn(message: str) -> None:

@@ -22,14 +22,14 @@ from fastsock.cli.arguments import (
     Endpoint,
     Stop,
     UsageError,
+    number_between,
     parse_count,
     parse_endpoint,
     parse_rate,
     parse_seconds,
-    parse_ttl,
-    parse_vlen,
     size_between,
 )
+from fastsock.cli.columns import MAX_SPAN, WORD, encode_run
 from fastsock.cli.histogram import Histogram
 from fastsock.cli.report import (
     Reporter,
@@ -40,9 +40,10 @@ from fastsock.cli.report import (
     plain_warnings,
     rate_text,
     rates,
+    ratio,
     warn,
 )
-from fastsock.cli.stream import END_FLAG, END_MARKERS, HEADER, MAX_SPAN, WORD, encode_header, encode_run
+from fastsock.cli.stream import END_FLAG, END_MARKERS, HEADER, encode_header
 
 MAX_PAYLOAD = 65507  # of UDP over IPv4
 QUANTUM_S = 0.0005  # the shortest sleep
@@ -75,7 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ends.add_argument("--count", metavar="N", type=parse_count, help="after N datagrams; k, M, G are 1000s")
     ends.add_argument("--duration", metavar="S", type=parse_seconds, help="after S seconds")
     parser.add_argument(
-        "--vlen", metavar="N", type=parse_vlen, help=f"most datagrams per call ({VLEN}; with --gso {GSO_VLEN})"
+        "--vlen",
+        metavar="N",
+        type=number_between(1, 1 << 20),
+        help=f"most datagrams per call ({VLEN}; with --gso {GSO_VLEN})",
     )
     parser.add_argument(
         "--sndbuf",
@@ -94,7 +98,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("when HOST is a multicast group")
     group.add_argument("--multicast-interface", metavar="NAME", help="send it out there; also an address or an index")
     group.add_argument(
-        "--multicast-ttl", metavar="N", type=parse_ttl, help="how many hops it may go, 0 to 255 (1: the local network)"
+        "--multicast-ttl",
+        metavar="N",
+        type=number_between(0, 255),
+        help="how many hops it may go, 0 to 255 (1: the local network)",
     )
     group.add_argument("--no-multicast-loop", action="store_true", help="keep it from the members on this very machine")
     parser.add_argument("--interval", metavar="S", type=parse_seconds, default=1.0, help="seconds between reports (1)")
@@ -372,7 +379,8 @@ class Sender:
             "elapsed_s": elapsed_s,
             "datagrams": datagrams,
             "bytes": datagrams * self._args.size,
-            **rates(datagrams, datagrams * self._args.size, self.batches - batches, elapsed_s),
+            **rates(datagrams, datagrams * self._args.size, elapsed_s),
+            "datagrams_per_batch": ratio(datagrams, self.batches - batches),
             "refused": self.refused - refused,
         }
         self._reporter.interval(f"{rate_text(fields)}, {number(fields['refused'])} refused", fields)
@@ -384,7 +392,8 @@ class Sender:
             "sent": self.sent,
             "bytes": nbytes,
             "elapsed_s": self.elapsed_s,
-            **rates(self.sent, nbytes, self.batches, self.elapsed_s),
+            **rates(self.sent, nbytes, self.elapsed_s),
+            "datagrams_per_batch": ratio(self.sent, self.batches),
             "batches": self.batches,
             "refused": self.refused,
             "behind_s": self.behind_s,

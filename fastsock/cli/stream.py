@@ -7,9 +7,8 @@ Payload: four little-endian 64-bit words at the start of each datagram, then zer
     sequence    from 0; with the top bit set, an end marker: the rest is the datagrams sent
     sent_ns     CLOCK_REALTIME when the burst was handed to the kernel
 
-Headers are read and written a column at a time, through strided memoryviews: no Python loop
-over datagrams as long as a stream comes in order. No sockets. May import histogram and
-report, and fastsock for the type of a batch.
+Headers are read a column at a time: no Python loop over datagrams as long as streams come in
+order. No sockets. May import columns, histogram and report.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import compress, groupby, repeat
 from operator import sub
-from typing import Any, NamedTuple
+from typing import Any
 
-from fastsock import RecvBatch
+from fastsock.cli.columns import SHORT, WORD, Batch, Span, Words, counting_end, equal_end, spans
 from fastsock.cli.histogram import Histogram
 from fastsock.cli.report import delay_fields
 
@@ -36,32 +35,13 @@ END_FLAG = 1 << 63
 END_MARKERS = 3
 MAX_STREAMS = 4096
 MAX_GAPS = 1_000_000
-MAX_SPAN = 1024  # datagrams that are looked at together
-WORD = 8
+FEW_RUNS = 2  # short ones, before a column is taken for out of order
+MAX_MIXED = 8  # streams whose datagrams alternate, and are told apart by columns
 
 
 def encode_header(stream_id: int, sequence: int, sent_ns: int) -> bytes:
     """The first 32 bytes of a stream's datagram."""
     return HEADER.pack(MAGIC, stream_id, sequence, sent_ns)
-
-
-@lru_cache(maxsize=256)
-def ramp(count: int) -> tuple[int, int]:
-    """Integers of `count` 64-bit lanes: 1 in each, and 0, 1, 2 ..."""
-    ones = int.from_bytes((1).to_bytes(WORD, "little") * count, "little")
-    numbers = array("Q", range(count))
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return ones, int.from_bytes(numbers.tobytes(), "little")
-
-
-def encode_run(first: int, count: int) -> bytes:
-    """The words first, first + 1 ... : `count` of them, at most MAX_SPAN, all below 2**64.
-
-    One multiplication for all of them: five times faster than an array of a range.
-    """
-    ones, numbers = ramp(count)
-    return (first * ones + numbers).to_bytes(WORD * count, "little")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,23 +166,11 @@ class Stream:
                 self._add_gap(i + 1, number + 1, end)
 
 
-class Span(NamedTuple):
-    """Datagrams of a batch that follow each other at the same distance, none shorter than a header."""
-
-    start: int
-    """The first one's index in the batch."""
-    datagrams: int
-    at: int
-    """The first one's place in ``batch.buffer``."""
-    step: int
-    """Bytes from one to the next."""
-
-
 class StreamTracker:
-    """Follows every fastsock stream in the batches it is shown.
+    """Follows every fastsock stream in the batches it is shown, and keeps no view of them.
 
-    A run of datagrams costs a few C calls on whole columns where it holds one stream in
-    order, and a loop over its datagrams where it does not.
+    A run of datagrams costs a few C calls on whole columns where it holds streams in order,
+    and a loop over its datagrams where it does not.
 
     Args:
         columns: Read 64-bit words straight from the batch: little-endian machines only.
@@ -216,91 +184,92 @@ class StreamTracker:
         self.others = 0  # datagrams that belong to no stream
         self._columns = columns
         self._untracked = False
-        self._batch: RecvBatch | None = None
-        self._bytes = self._words = memoryview(b"")
 
-    def feed(self, batch: RecvBatch, arrival_ns: int | None) -> None:
+    def feed(self, batch: Batch, arrival_ns: int | None) -> None:
         """Account for all datagrams of `batch`.
 
         Args:
             batch: As it was received, with UDP GRO or without.
             arrival_ns: When, by CLOCK_REALTIME; None for each datagram's own time stamp.
         """
+        total = len(batch.offsets)
         if batch.slot_size < HEADER.size:
-            self.others += len(batch)
-            return
-        if batch is not self._batch:
-            self._batch = batch
-            self._bytes = batch.buffer
-            self._words = self._bytes.cast("Q")
-        if not self._columns:
-            self._feed_each(batch, 0, len(batch), arrival_ns)
+            self.others += total
             return
         taken = 0
-        for span in spans(batch):
-            if span.start > taken:
-                self._feed_each(batch, taken, span.start, arrival_ns)
-            taken = span.start + span.datagrams
-            self._feed_span(batch, span, arrival_ns)
-        if taken < len(batch):
-            self._feed_each(batch, taken, len(batch), arrival_ns)
+        if self._columns:
+            words = Words(batch.buffer)
+            for span in spans(batch, HEADER.size):
+                if taken < span.start:
+                    self._feed_each(batch, taken, span.start, arrival_ns)
+                self._feed_span(batch, words, span, arrival_ns)
+                taken = span.start + span.datagrams
+        if taken < total:
+            self._feed_each(batch, taken, total, arrival_ns)
 
-    def _feed_span(self, batch: RecvBatch, span: Span, arrival_ns: int | None) -> None:
+    def _feed_span(self, batch: Batch, words: Words, span: Span, arrival_ns: int | None) -> None:
         start, count, at, step = span
-        if step % WORD:
-            # Words cannot be read at such distances: the headers go side by side first.
-            payloads = self._bytes[at : at + count * step]
-            headers = struct.iter_unpack(f"{HEADER.size}s{step - HEADER.size}x", payloads)
-            words, at, step = memoryview(b"".join([header for (header,) in headers])).cast("Q"), 0, HEADER.size
-        else:
-            words = self._words
-        at //= WORD
-        step //= WORD
-        end = at + count * step  # no column gets so far: each has `count` words
-        tags, stream_ids = words[at:end:step].tobytes(), words[at + 1 : end : step].tobytes()
-        if tags == MAGIC * count and stream_ids == stream_ids[:WORD] * count:
-            stream = self._stream(words[at + 1], count)
-            if stream:
-                self._feed_one(stream, batch, span, words[at + 2 : end : step], words[at + 3 : end : step], arrival_ns)
-        elif MAGIC not in tags:
+        magic, ids, sequences, times = words.columns(at, step, count, HEADER.size // WORD)
+        tags = magic.tobytes()
+        if MAGIC not in tags:
             self.others += count
-        else:
+            return
+        if tags != MAGIC * count or not sequences.tobytes()[WORD - 1 :: WORD].isascii():
+            # Not all of streams, or end markers among them: their top bit is set.
             self._feed_each(batch, start, start + count, arrival_ns)
-
-    def _feed_one(
-        self,
-        stream: Stream,
-        batch: RecvBatch,
-        span: Span,
-        sequences: memoryview,
-        times: memoryview,
-        arrival_ns: int | None,
-    ) -> None:
-        """Account for a span of one stream."""
-        start, count = span.start, span.datagrams
-        first = sequences[0]
-        if first + count <= END_FLAG and sequences.tobytes() == encode_run(first, count):
-            stream.take_run(first, count)
+            return
+        arrived = arrivals(batch, start, count, arrival_ns)
+        if ids.tobytes() == ids[:1].tobytes() * count:
+            self._feed_stream(ids[0], sequences, times, arrived)
         else:
-            numbers = sequences.tolist()
-            if max(numbers) >= END_FLAG:
-                self._feed_each(batch, start, start + count, arrival_ns)
-                return
-            stream.take(numbers)
-        self.datagrams += count
-        sent = times.tobytes()
-        if arrival_ns is None and span.step < batch.stride:  # one message, one time stamp
-            arrival_ns = batch.timestamps_ns[start]
-        if arrival_ns and sent == sent[:WORD] * count:
-            # A sender stamps whole bursts.
-            self.delays.add(arrival_ns - times[0], count)
-        else:
-            self._add_delays(times.tolist(), arrivals(batch, start, count, arrival_ns))
+            self._feed_mixed(ids.tolist(), sequences, times, arrived)
 
-    def _feed_each(self, batch: RecvBatch, start: int, end: int, arrival_ns: int | None) -> None:
+    def _feed_mixed(self, ids: list[int], sequences: memoryview, times: memoryview, arrived: memoryview) -> None:
+        """Account for datagrams of several streams."""
+        runs = [(stream_id, len(list(group))) for stream_id, group in groupby(ids)]
+        different = dict.fromkeys(ids)
+        if len(runs) * SHORT <= len(ids):
+            start = 0
+            for stream_id, count in runs:
+                run = slice(start, start + count)
+                self._feed_stream(stream_id, sequences[run], times[run], arrived[run])
+                start += count
+        elif len(different) <= MAX_MIXED:
+            for stream_id in different:
+                chosen = list(map(stream_id.__eq__, ids))
+                self._feed_stream(stream_id, *(choose(column, chosen) for column in (sequences, times, arrived)))
+        else:
+            self._sort(zip(repeat(MAGIC), ids, sequences, times, strict=False), arrived)
+
+    def _feed_stream(self, stream_id: int, sequences: memoryview, times: memoryview, arrived: memoryview) -> None:
+        """Account for datagrams of one stream; no end markers among them."""
+        total = len(sequences)
+        stream = self._stream(stream_id, total)
+        if stream is None:
+            return
+        self.datagrams += total
+        start = runs = 0
+        while start < total and runs <= FEW_RUNS + start // SHORT:
+            end = counting_end(sequences, start)
+            stream.take_run(sequences[start], end - start)
+            start, runs = end, runs + 1
+        if start < total:
+            stream.take(sequences[start:].tolist())
+        start = runs = 0
+        while start < total and runs <= FEW_RUNS + start // SHORT:
+            # A sender stamps whole bursts, the kernel whole messages.
+            end = min(equal_end(times, start), equal_end(arrived, start))
+            if arrived[start]:
+                self.delays.add(arrived[start] - times[start], end - start)
+            start, runs = end, runs + 1
+        if start < total:
+            self._add_delays(times[start:].tolist(), arrived[start:].tolist())
+
+    def _feed_each(self, batch: Batch, start: int, end: int, arrival_ns: int | None) -> None:
         """Look at datagrams `start` to `end`, wherever they lie and however short."""
+        memory = batch.buffer
         headers = [
-            HEADER.unpack_from(self._bytes, offset) if length >= HEADER.size else NO_HEADER
+            HEADER.unpack_from(memory, offset) if length >= HEADER.size else NO_HEADER
             for offset, length in zip(batch.offsets[start:end], batch.lengths[start:end], strict=True)
         ]
         self._sort(headers, arrivals(batch, start, end - start, arrival_ns))
@@ -367,36 +336,13 @@ class StreamTracker:
         return sum(stream.lost for stream in self.streams.values())
 
 
-def spans(batch: RecvBatch) -> Iterator[Span]:
-    """The runs of datagrams, none shorter than a header, between which equal distances lie.
-
-    Without GRO that is the whole batch; with it, each message: its datagrams are of one
-    size, but for the last. Runs longer than MAX_SPAN come in parts.
-    """
-    offsets, lengths, stride = batch.offsets, batch.lengths, batch.stride
-    total = len(offsets)
-    if not total:
-        return
-    if offsets[-1] == (total - 1) * stride:  # each in a slot of its own
-        if min(lengths) >= HEADER.size:
-            for start in range(0, total, MAX_SPAN):
-                yield Span(start, min(MAX_SPAN, total - start), start * stride, stride)
-        return
-    start = count = 0
-    while start < total:
-        at = offsets[start]
-        behind = at // stride * stride + stride  # the next message's slot
-        # Messages of one sender hold equally many datagrams, as a rule.
-        if not (start + count < total and offsets[start + count] == behind):
-            count = bisect_left(offsets, behind, start, min(total, start + stride)) - start
-        size = lengths[start]
-        whole = count if lengths[start + count - 1] == size else count - 1
-        if size >= HEADER.size and whole:
-            for first in range(start, start + whole, MAX_SPAN):
-                yield Span(first, min(MAX_SPAN, start + whole - first), at + (first - start) * size, size)
-        start += count
-
-
-def arrivals(batch: RecvBatch, start: int, count: int, arrival_ns: int | None) -> Sequence[int]:
+def arrivals(batch: Batch, start: int, count: int, arrival_ns: int | None) -> memoryview:
     """When each datagram was received: at `arrival_ns`, or by its own time stamp."""
-    return [arrival_ns] * count if arrival_ns is not None else batch.timestamps_ns[start : start + count].tolist()
+    if arrival_ns is None:
+        return batch.timestamps_ns[start : start + count]
+    return memoryview(array("q", [arrival_ns]) * count)
+
+
+def choose(column: memoryview, chosen: list[bool]) -> memoryview:
+    """The words of a column that are chosen."""
+    return memoryview(array(column.format, compress(column, chosen)))
