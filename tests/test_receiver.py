@@ -123,7 +123,6 @@ def test_a_receiver_takes_what_recv_batch_receives(family, options, addresses, c
     assert ours.keys() == theirs.keys()
     stamps = ours.pop("timestamp_ns", []), theirs.pop("timestamp_ns", [])
     for column in stamps:
-        assert column == sorted(column)
         assert all(abs(time.time_ns() - stamp) < 10**12 for stamp in column)
     assert ours == theirs
     assert ours["lengths"][:3] == [0, 3, 0]
@@ -157,11 +156,8 @@ def test_joined_datagrams_longer_than_a_slot_are_cut(udp_pair, closing):
         sender.send_segments(b"a" * 250 + b"b" * 250 + b"c" * 60, 250)
         sender.send(b"d" * 101)
         sender.send(b"")
-        batch = receiver.take(timeout=DEADLINE_S)
-        while len(batch) < 5:
-            del batch
-            settle(receiver, 5)
-            batch = receiver.take(timeout=0)
+        settle(receiver, 5)
+        batch = receiver.take(timeout=0)
         assert batch.payloads() == [b"a" * 100, b"b" * 100, b"c" * 60, b"d" * 100, b""]
         assert batch.truncated.tolist() == [True, True, False, True, False]
         assert set(batch.addresses()) == {sender.getsockname()}
