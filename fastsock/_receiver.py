@@ -167,7 +167,11 @@ class Receiver:
             left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
             events = self._wait(self._epoll, left_s)
             if events or left_s != 0:
-                self._ready.extend(self._active[fd] for fd, _ in events if fd in self._active)
+                for fd, _ in events:
+                    if known := self._active.get(fd):
+                        self._ready.append(known)
+                    elif fd == self._wake:  # a child of a fork shares the epoll, and may have left out rings that ended
+                        self._ready.extend(list(self._active.values()))
             elif batch is not None:
                 return batch
             else:
@@ -205,9 +209,9 @@ class Receiver:
             return epoll.poll(timeout_s)
         finally:
             with self._waiting:
-                self._waiters -= 1
+                self._waiters = max(0, self._waiters - 1)  # 0 in a child of a fork that a signal handler made
                 if self._closed:
-                    self._close_epoll()
+                    self._free_epoll()
 
     def _leave_out(self, feeder: Feeder) -> bool:
         """Look no more at a ring that has ended; whether it was looked at before."""
@@ -282,15 +286,19 @@ class Receiver:
         """
         self._closed = True
         for feeder in self._feeders:
-            feeder.ask_to_stop()
-        for feeder in self._feeders:
-            feeder.close()
+            feeder.ask_to_close()
+        with contextlib.ExitStack() as stack:  # all of it, whatever fails
+            stack.callback(self._close_epoll)
+            for feeder in self._feeders:
+                stack.callback(feeder.close)
+
+    def _close_epoll(self) -> None:
         with self._waiting:
             if self._waiters and self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
-            self._close_epoll()
+            self._free_epoll()
 
-    def _close_epoll(self) -> None:
+    def _free_epoll(self) -> None:
         """Free the descriptors that threads wait for, where none does any more."""
         if self._waiters == 0:
             if self._epoll is not None:
@@ -330,6 +338,16 @@ class Receiver:
 
 MOST_CPUS = 1 << 16  # no kernel has so many: EINVAL
 running: weakref.WeakSet[Receiver] = weakref.WeakSet()
+
+
+def forget_threads() -> None:
+    """In the child of a fork no other thread waits, or holds a lock."""
+    for receiver in list(running):
+        receiver._waiting = threading.RLock()
+        receiver._waiters = 0
+
+
+os.register_at_fork(after_in_child=forget_threads)
 
 
 @atexit.register

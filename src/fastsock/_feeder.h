@@ -632,17 +632,25 @@ static inline void fastsock_feeder_ask_to_stop(struct fastsock_feeder *f)
 {
     const uint64_t one = 1;
     __atomic_store_n(&f->stop, 1, __ATOMIC_RELEASE);
-    ssize_t rc = write(f->stop_fd, &one, sizeof(one));
-    (void)rc;           /* it fails only where it was written before */
+    /* Under the lock, so that stop_fd is there as long as the thread is. Who has the lock asks, or has asked. */
+    if (pthread_mutex_trylock(&f->joining) == 0) {
+        ssize_t rc = f->running ? write(f->stop_fd, &one, sizeof(one)) : 0;
+        (void)rc;       /* it fails only where it was written before */
+        pthread_mutex_unlock(&f->joining);
+    }
 }
 
-/* Have the thread end, and wait until it has; any number of times, on any thread. */
+/* Have the thread end, and wait until it has; any number of times, on any thread. Nobody writes stop_fd then. */
 static inline void fastsock_feeder_stop(struct fastsock_feeder *f)
 {
-    fastsock_feeder_ask_to_stop(f);
+    const uint64_t one = 1;
+    __atomic_store_n(&f->stop, 1, __ATOMIC_RELEASE);
     pthread_mutex_lock(&f->joining);
-    if (f->running)
+    if (f->running) {
+        ssize_t rc = write(f->stop_fd, &one, sizeof(one));
+        (void)rc;
         pthread_join(f->thread, NULL);
+    }
     f->running = 0;
     pthread_mutex_unlock(&f->joining);
 }

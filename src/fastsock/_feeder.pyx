@@ -146,12 +146,17 @@ cdef class Feeder(Ring):
 
     def ask_to_stop(self):
         """Have the thread stop, without waiting for it."""
-        if self.is_ours() and self.feeder.stop_fd >= 0:
+        if self.is_ours():
             fastsock_feeder_ask_to_stop(&self.feeder)
+
+    def ask_to_close(self):
+        """The same, and take no more: whoever waits in ``take`` learns of that, and not of the ring's end."""
+        self.closed_ = True
+        self.ask_to_stop()
 
     def stop(self):
         """Receive what is queued, then no more. What is in the ring can still be taken."""
-        if self.is_ours() and self.feeder.stop_fd >= 0:
+        if self.is_ours():
             with nogil:
                 fastsock_feeder_stop(&self.feeder)
 
@@ -160,6 +165,7 @@ cdef class Feeder(Ring):
 
         Batches that were taken stay valid; what was not taken is lost.
         """
+        self.closed_ = True
         self.stop()
         Ring.close(self)
         self.close_descriptors()

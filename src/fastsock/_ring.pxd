@@ -114,7 +114,8 @@ cdef class Ring:
     cdef Handle event                       # an eventfd, readable while there is something to take
     cdef int64_t spin_ns
     cdef bint watched                       # somebody may be polling the eventfd
-    cdef bint closed_
+    cdef bint closed_                       # take no more
+    cdef bint finished                      # and nothing writes the eventfd any more
     cdef int waiters
 
     cdef Mapping open_mapping(self)

@@ -476,7 +476,7 @@ cdef class Ring:
             finally:
                 with cython.critical_section(self):
                     self.waiters -= 1
-                    if self.closed_ and not self.waiters:
+                    if self.finished and not self.waiters:
                         self.let_go()
 
     cdef RingBatch take_now(self, uint64_t most):
@@ -582,14 +582,13 @@ cdef class Ring:
 
         A thread that waits in ``take`` gets OSError (EBADF).
         """
+        self.closed_ = True
         with cython.critical_section(self):
-            if self.closed_:
-                return
-            self.closed_ = True
-            if self.waiters:
-                sys_write_event(self.event.fd)
-            else:
+            self.finished = True
+            if not self.waiters:
                 self.let_go()
+            elif self.event.fd >= 0:
+                sys_write_event(self.event.fd)
 
     cdef int let_go(self) except -1:
         cdef int fd = c.fastsock_exchange(&self.event.fd, -1)
