@@ -8,6 +8,7 @@
 #include "_feeder.h"
 
 #include <arpa/inet.h>
+#include <dirent.h>
 
 enum { VLEN_MOST = 16, SEGMENTS = 10, LENGTH_MOST = 6000, MESSAGE_MOST = SEGMENTS * LENGTH_MOST, TTL = 37 };
 
@@ -659,7 +660,16 @@ static void full_and_empty(void)
     setup.capacity = 4;
     struct receiver *r = new_receiver(&setup, SHORT);
     struct sender s = sender_to(r, UINT64_MAX, 0);
+    /* First step by step: what follows a block that was filled to the end finds it free. */
+    for (s.total = 4; s.total <= 400; s.total += 4) {
+        send_all(&s);
+        consume(r, s.total);
+        while (r->leases)
+            release_one(r);
+    }
+    CHECK(r->ring->counts.ring_drops == 0 && r->next == 400);
     r->gaps = 1;
+    s.total = UINT64_MAX;
     pthread_t thread = spawn(send_all, &s);
     consume(r, 2000);
     __atomic_store_n(&s.stop, 1, __ATOMIC_RELAXED);
@@ -790,10 +800,11 @@ static void stop_flooded(void)
         r->gaps = 1;
         pthread_t thread = spawn(send_all, &s);
         consume(r, 500);
-        fastsock_feeder_stop(&r->feeder);
+        pthread_t stopper = spawn(stop_it, &r->feeder);
+        CHECK(consume_the_rest(r) == 0);
+        join(stopper);
         __atomic_store_n(&s.stop, 1, __ATOMIC_RELAXED);
         join(thread);
-        CHECK(consume_the_rest(r) == 0);
         check_counts(r);
         /* The rest is in the socket. */
         uint64_t left = 0;
@@ -861,14 +872,14 @@ static void closed_driven(void)
     struct setup setup = SLOTS;
     setup.spin_ns = INT64_C(1) << 40;
     struct receiver *r = new_receiver(&setup, SHORT);
-    CHECK(fastsock_feeder_drive(&r->feeder, fastsock_now_ns() + 1000000) == 1);
+    AWAIT(fastsock_feeder_drive(&r->feeder, fastsock_now_ns() + 1000000) == 1 && r->feeder.drives > 0);
     close_under(r);
     int64_t until = now_ms() + DEADLINE_MS;
     while (!has_ended(r)) {
         CHECK(now_ms() < until && take_some(r) == 0);
         fastsock_feeder_drive(&r->feeder, fastsock_now_ns() + 100000);
     }
-    CHECK(r->ring->error == EBADF);
+    CHECK(r->ring->error == EBADF && r->ring->counts.errors == 1);
     dispose(r);
 }
 
@@ -902,6 +913,27 @@ static void glued_with_ancillary(void)
     glued_with(1);
 }
 
+/* Whether the thread sleeps in the kernel. */
+static int is_asleep(void)
+{
+    char path[64], line[256];
+    DIR *tasks = opendir("/proc/self/task");
+    int state = 0;
+    CHECK(tasks != NULL);
+    for (struct dirent *task; (task = readdir(tasks)) != NULL;) {
+        snprintf(path, sizeof(path), "/proc/self/task/%.20s/stat", task->d_name);
+        FILE *file = fopen(path, "r");
+        if (file == NULL)
+            continue;
+        char *at = fgets(line, sizeof(line), file) ? strstr(line, "(feeder) ") : NULL;
+        if (at)
+            state = at[9];
+        CHECK(fclose(file) == 0);
+    }
+    CHECK(closedir(tasks) == 0 && state != 0);
+    return state == 'S';
+}
+
 /* ICMP errors end nothing, however many there are. */
 static void refused(void)
 {
@@ -914,13 +946,21 @@ static void refused(void)
         char byte;
         struct iovec iov = {&byte, 1};
         struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+        const uint64_t before = counted(&r->ring->counts.errors);
         CHECK(now_ms() < until && !has_ended(r));
         CHECK(sendto(r->fd, &byte, 0, 0, (struct sockaddr *)&nobody, sizeof(nobody)) == 0 || errno == ECONNREFUSED);
+        /* The thread is to meet it, and not the next send. There may be none: the kernel limits how many it answers. */
+        for (unsigned tries = 0; tries < 40 && counted(&r->ring->counts.errors) == before; tries++)
+            pause_a_little(tries);
         while (recvmsg(r->fd, &message, MSG_ERRQUEUE) >= 0)
             ;
-        sched_yield();
     }
     CHECK(counted(&r->ring->counts.last_error) == ECONNREFUSED);
+    /* One that nobody fetches leaves the socket ready, and the thread asleep. */
+    const uint64_t before = counted(&r->ring->counts.errors);
+    AWAIT(sendto(r->fd, "", 0, 0, (struct sockaddr *)&nobody, sizeof(nobody)) < 0
+          || counted(&r->ring->counts.errors) > before);
+    AWAIT(is_asleep());
     send_all(&s);
     consume(r, 3);
     dispose(r);
