@@ -19,7 +19,7 @@ from fastsock._datagrams cimport DatagramBatch
 from fastsock._sockaddr cimport AddressCache, decode_address
 from fastsock._socket cimport timeout_as_ns
 from fastsock._sys cimport (
-    fork_epoch, monotonic_ns, raise_errno, sys_close, sys_fcntl, sys_fstat_size, sys_ftruncate, sys_lock,
+    Handle, fork_epoch, monotonic_ns, raise_errno, sys_close, sys_fcntl, sys_fstat_size, sys_ftruncate, sys_lock,
     sys_memfd_create, sys_mmap, sys_munmap, sys_open, sys_poll_in, sys_write_event,
 )
 
@@ -606,16 +606,20 @@ cdef class Ring:
 
     def __repr__(self):
         if self.closed_:
-            return f"<fastsock.{type(self).__name__}, closed>"
-        return f"<fastsock.{type(self).__name__} of {self.slots} slots of {self.slot_size} bytes>"
+            return "<fastsock.Ring, closed>"
+        return f"<fastsock.Ring of {self.slots} slots of {self.slot_size} bytes>"
 
 
-cdef bint is_gone(int pid):
-    """Whether there is no such process any more."""
+cdef int is_gone(int pid) except -1:
+    """Whether a process has ended, waited for or not."""
+    cdef Handle handle
     try:
-        os.kill(pid, 0)
+        handle.fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
-    except PermissionError:
+    except OSError:             # ENOSYS before Linux 5.3, or not allowed here
         return False
-    return False
+    try:
+        return sys_poll_in(&handle, 0)
+    finally:
+        sys_close(handle.fd)
