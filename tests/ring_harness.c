@@ -244,7 +244,7 @@ static void one_slot(void)
 
 static void two_slots(void)
 {
-    lease_out_of_order(2, 1, 6000);
+    lease_out_of_order(2, 1, 3000);
 }
 
 static void nothing_asked_for(void)
@@ -318,12 +318,12 @@ static void wakeups_of(int32_t blocks, int32_t capacity, uint64_t total)
 
 static void wakeups(void)
 {
-    wakeups_of(4, 4, 30000);
+    wakeups_of(4, 4, 15000);
 }
 
 static void wakeups_one_slot(void)
 {
-    wakeups_of(1, 1, 10000);
+    wakeups_of(1, 1, 6000);
 }
 
 /* One thread, every step in turn. */
@@ -617,7 +617,13 @@ static void check_newcomer(struct fastsock_ring *ring, const struct notes *notes
 
 static void joined_anywhere(void)
 {
-    trace(new_ring(2, 2), new_memory(sizeof(struct notes)), open_and_fill, check_newcomer);
+    /* The block that was passed over last is the one that is opened next. */
+    struct fastsock_ring *ring = new_ring(2, 2);
+    struct producer producer = {.ring = ring, .eventfd = -1, .seed = 13, .block = -1};
+    CHECK(put_some(&producer, 1));
+    finish(&producer);
+    CHECK(take_over(ring, 0) == 1 && ring->consumed == 1);
+    trace(ring, new_memory(sizeof(struct notes)), open_and_fill, check_newcomer);
 }
 
 /* --- which ------------------------------------------------------------------------------------------------------ */

@@ -308,15 +308,18 @@ static inline void fastsock_ring_reclaim(struct fastsock_ring *ring)
 {
     for (int32_t index = 0; index < ring->geometry.blocks; index++) {
         uint32_t users = __atomic_load_n(&ring->block[index].users, __ATOMIC_ACQUIRE);
-        uint32_t gone = users & FASTSOCK_LEASES;
-        /* It was killed between the two steps of passing the block over. A block that is being opened is filling. */
-        if ((users & (FASTSOCK_FILLING | FASTSOCK_UNREAD)) == FASTSOCK_UNREAD
-            && !fastsock_ring_is_queued(ring, (uint32_t)index))
-            gone |= FASTSOCK_UNREAD;
-        if (gone)
-            fastsock_ring_leave(ring, (uint32_t)index, gone);
+        if (users & FASTSOCK_LEASES)
+            fastsock_ring_leave(ring, (uint32_t)index, users & FASTSOCK_LEASES);
         else if (users == 0)
             fastsock_ring_offer(ring, (uint32_t)index);     /* it was killed before it could */
+    }
+    /* Or between the two steps of passing a block over, which then was the last. One that is being opened is filling. */
+    if (ring->consumed) {
+        const uint64_t place = (ring->consumed - 1) % (uint64_t)ring->geometry.blocks;
+        uint32_t last = __atomic_load_n(&fastsock_ring_queue(ring)[place], __ATOMIC_RELAXED);
+        uint32_t users = __atomic_load_n(&ring->block[last].users, __ATOMIC_ACQUIRE);
+        if ((users & (FASTSOCK_FILLING | FASTSOCK_UNREAD)) == FASTSOCK_UNREAD && !fastsock_ring_is_queued(ring, last))
+            fastsock_ring_leave(ring, last, FASTSOCK_UNREAD);
     }
 }
 
