@@ -1,4 +1,4 @@
-"""The stream's payload, the tracker that reads it, columns of words, the histogram, and the pacing of senders."""
+"""The stream's payload, the tracker that reads it, columns of words, and the pacing of senders."""
 
 import socket
 import struct
@@ -15,7 +15,6 @@ from fastsock import RecvBatch
 from fastsock._constants import SO_TIMESTAMPNS, SOL_UDP, UDP_GRO
 from fastsock.cli import stream as stream_module
 from fastsock.cli.columns import MAX_SPAN, Words, counting_end, encode_run, equal_end, spans
-from fastsock.cli.histogram import Histogram, bucket_of, middle_of
 from fastsock.cli.send import MAX_ARREARS_S, Pacer
 from fastsock.cli.stream import (
     END_FLAG,
@@ -416,40 +415,6 @@ def test_ends_of_runs(runs: list[tuple[int, int]], mixed: bool) -> None:
         end = find(memoryview(array("Q", column)), 0)
         assert end in ((1, whole[0]) if mixed else (whole[0],))
         assert column[:end] == [column[0] + step * i for i in range(end)]
-
-
-# --- the histogram -------------------------------------------------------------------------------
-
-
-@given(st.integers(-(1 << 65), 1 << 65))
-def test_a_bucket_answers_within_one_percent(value: int) -> None:
-    assert abs(middle_of(bucket_of(value)) - value) * 100 <= abs(value)
-
-
-@given(st.integers(-(1 << 65), 1 << 65))
-@example(-1)
-def test_buckets_are_in_the_order_of_their_values(value: int) -> None:
-    assert bucket_of(value) <= bucket_of(value + 1) <= bucket_of(value) + 1
-
-
-@given(st.lists(st.integers(-(1 << 40), 1 << 40), min_size=1), st.sampled_from([0, 1, 50, 90, 99, 99.9, 100]))
-def test_percentiles_against_sorting(values: list[int], percent: float) -> None:
-    histogram = Histogram()
-    for value in values:
-        histogram.add(value)
-    exact = next(value for i, value in enumerate(sorted(values), 1) if i * 100 >= percent * len(values))
-    found = histogram.percentile(percent)
-    assert found is not None
-    assert abs(found - exact) * 100 <= abs(exact)
-    assert (histogram.minimum, histogram.maximum, histogram.count) == (min(values), max(values), len(values))
-
-
-def test_an_empty_histogram_has_no_percentile() -> None:
-    assert Histogram().percentile(50) is None
-
-
-def test_buckets_are_bounded() -> None:
-    assert bucket_of((1 << 64) - 1) - bucket_of(-(1 << 64) + 1) < 7552
 
 
 # --- pacing ----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from errno import EINVAL
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from fastsock.cli.histogram import Histogram
+from fastsock.bench.histogram import Histogram
 
 if TYPE_CHECKING:
     from rich.live import Live

@@ -18,6 +18,7 @@ from typing import Any
 
 import fastsock
 from fastsock._multicast import check_group
+from fastsock.bench.histogram import Histogram
 from fastsock.cli.arguments import (
     Endpoint,
     Stop,
@@ -30,7 +31,6 @@ from fastsock.cli.arguments import (
     size_between,
 )
 from fastsock.cli.columns import MAX_SPAN, WORD, encode_run
-from fastsock.cli.histogram import Histogram
 from fastsock.cli.report import (
     Reporter,
     delay_fields,

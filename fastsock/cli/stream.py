@@ -24,8 +24,8 @@ from itertools import compress, groupby, repeat
 from operator import sub
 from typing import Any
 
+from fastsock.bench.histogram import Histogram
 from fastsock.cli.columns import SHORT, WORD, Batch, Span, Words, counting_end, equal_end, spans
-from fastsock.cli.histogram import Histogram
 from fastsock.cli.report import delay_fields
 
 HEADER = struct.Struct("<8sQQQ")
