@@ -5,12 +5,36 @@
    sender does not run ahead by more than the socket's buffer and the ring hold. */
 #include "harness.h"
 
+static int recvmmsg_or_fault(int fd, struct mmsghdr *msgvec, unsigned int vlen, int flags);
+#define fastsock_recvmmsg recvmmsg_or_fault
 #include "_feeder.h"
+#undef fastsock_recvmmsg
 
 #include <arpa/inet.h>
 #include <dirent.h>
 
 enum { VLEN_MOST = 16, SEGMENTS = 10, LENGTH_MOST = 6000, MESSAGE_MOST = SEGMENTS * LENGTH_MOST, TTL = 37 };
+
+/* --- faults that the kernel has at times ------------------------------------------------------------------------ */
+
+static int fault;               /* errno; 0 for none */
+static uint32_t faults;         /* how many times */
+
+static int recvmmsg_or_fault(int fd, struct mmsghdr *msgvec, unsigned int vlen, int flags)
+{
+    uint32_t left = __atomic_load_n(&faults, __ATOMIC_ACQUIRE);
+    if (left == 0)
+        return fastsock_recvmmsg(fd, msgvec, vlen, flags);
+    errno = fault;
+    __atomic_store_n(&faults, left - 1, __ATOMIC_RELEASE);
+    return -1;
+}
+
+static void inject(int error, uint32_t times)
+{
+    fault = error;
+    __atomic_store_n(&faults, times, __ATOMIC_RELEASE);
+}
 
 /* --- datagrams ---------------------------------------------------------------------------------------------------- */
 
@@ -966,6 +990,29 @@ static void refused(void)
     dispose(r);
 }
 
+/* What passes is survived, and what does not ends the thread. */
+static void failing(void)
+{
+    static const int passing[] = {EINTR, FASTSOCK_ERESTARTSYS, ENOMEM, ENOBUFS, EPERM, ENETDOWN, EHOSTUNREACH};
+    struct receiver *r = new_receiver(&SLOTS, SHORT);
+    struct sender s = sender_to(r, 0, 0);
+    uint64_t errors = 0;
+    for (size_t i = 0; i < sizeof(passing) / sizeof(passing[0]); i++) {
+        inject(passing[i], 20);
+        s.total += 5;
+        send_all(&s);
+        consume(r, s.total);
+        errors += i < 2 ? 0 : 20;
+        CHECK(counted(&r->ring->counts.errors) == errors);
+    }
+    CHECK(r->ring->counts.last_error == EHOSTUNREACH && r->next == s.total);
+    inject(ENOMEM, UINT32_MAX);
+    send_all(&(struct sender){.to = r, .fds = {s.fds[0]}, .total = 1});
+    CHECK(consume_the_rest(r) == ENOMEM);
+    CHECK(r->ring->counts.errors == errors + FASTSOCK_FAILURES);
+    dispose(r);
+}
+
 static void start_fails(void)
 {
     struct receiver *r = prepare(&SLOTS, SHORT);
@@ -1054,6 +1101,7 @@ static const struct scenario scenarios[] = {
     {"glued", glued},
     {"glued-with-ancillary", glued_with_ancillary},
     {"refused", refused},
+    {"failing", failing},
     {"start-fails", start_fails},
     {"signaled", signaled},
 };

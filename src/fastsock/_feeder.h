@@ -28,6 +28,8 @@ enum {
     FASTSOCK_BUSY_ROUNDS = 64,          /* receives between two looks at the clock, while there is always more */
     FASTSOCK_LAST_ROUNDS = 4096,        /* receives after stop(), at most */
     FASTSOCK_FAILURES = 1000,           /* in a row, after which the thread gives up */
+    FASTSOCK_FAILURES_AT_ONCE = 10,     /* before it waits between them: a lack of memory takes a while to pass */
+    FASTSOCK_FAILED_NS = 1000000,
     FASTSOCK_PARKED_NS = 250000         /* between two looks whether the consumer still drives */
 };
 
@@ -123,6 +125,14 @@ static inline void fastsock_relax(void)
 #elif defined(__aarch64__)
     __asm__ __volatile__("isb" ::: "memory");
 #endif
+}
+
+/* Sleep for so long, or until stop(). */
+static inline void fastsock_feeder_sleep(struct fastsock_feeder *f, int64_t ns)
+{
+    struct pollfd poll = {.fd = f->stop_fd, .events = POLLIN};
+    struct timespec left = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
+    (void)ppoll(&poll, 1, &left, NULL);
 }
 
 /* --- one receive ------------------------------------------------------------------------------------------ */
@@ -394,7 +404,11 @@ static inline int fastsock_feeder_receive(struct fastsock_feeder *f)
             return 1;
         fastsock_add(&f->ring->counts.errors, 1);
         __atomic_store_n(&f->ring->counts.last_error, (uint64_t)error, __ATOMIC_RELAXED);
-        return fastsock_feeder_survives(error) && ++f->failures < FASTSOCK_FAILURES ? 1 : -error;
+        if (!fastsock_feeder_survives(error) || ++f->failures >= FASTSOCK_FAILURES)
+            return -error;
+        if (f->failures > FASTSOCK_FAILURES_AT_ONCE)
+            fastsock_feeder_sleep(f, FASTSOCK_FAILED_NS);
+        return 1;
     }
     f->failures = 0;
     if (fastsock_feeder_glued(f, received))
@@ -447,14 +461,6 @@ static inline void fastsock_feeder_tick(struct fastsock_feeder *f, int64_t now)
         return;
     f->noted_ns = now;
     fastsock_feeder_note_drops(f);
-}
-
-/* Sleep for so long, or until stop(). */
-static inline void fastsock_feeder_sleep(struct fastsock_feeder *f, int64_t ns)
-{
-    struct pollfd poll = {.fd = f->stop_fd, .events = POLLIN};
-    struct timespec left = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
-    (void)ppoll(&poll, 1, &left, NULL);
 }
 
 /* In spin mode: stay away while a consumer that waits receives for itself. */
