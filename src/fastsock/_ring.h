@@ -103,6 +103,11 @@ static inline uint64_t fastsock_load(const uint64_t *value)
     return __atomic_load_n(value, __ATOMIC_RELAXED);
 }
 
+static inline uint64_t fastsock_load_acquire(const uint64_t *value)
+{
+    return __atomic_load_n(value, __ATOMIC_ACQUIRE);
+}
+
 /* For what one thread writes and others look at. */
 static inline void fastsock_add(uint64_t *value, uint64_t more)
 {
@@ -232,7 +237,8 @@ static inline uint64_t fastsock_ring_take(struct fastsock_ring *ring, uint64_t m
         if (count) {
             __atomic_add_fetch(&block->users, 1, __ATOMIC_RELAXED);
             __atomic_store_n(&block->taken, taken + count, __ATOMIC_RELAXED);
-            fastsock_add(&ring->taken, count);
+            /* Released, so that who sees it sees the producer's counts of what was taken. */
+            __atomic_store_n(&ring->taken, ring->taken + count, __ATOMIC_RELEASE);
         }
         if (used_up) {
             __atomic_store_n(&ring->consumed, ring->consumed + 1, __ATOMIC_RELAXED);

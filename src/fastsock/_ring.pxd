@@ -42,6 +42,7 @@ cdef extern from "_ring.h" nogil:
         uint64_t taken
     size_t fastsock_ring_size(size_t blocks)
     uint64_t fastsock_load(const uint64_t *value)
+    uint64_t fastsock_load_acquire(const uint64_t *value)
     void fastsock_ring_init(fastsock_ring *ring)
     uint64_t fastsock_ring_take(fastsock_ring *ring, uint64_t most, uint32_t *index, uint64_t *start)
     bint fastsock_ring_empty(fastsock_ring *ring)

@@ -522,8 +522,11 @@ cdef class Ring:
 
         Raises OSError where the ring is closed (EBADF). See eventfd(2).
         """
-        self.open_mapping()
-        self.watched = True
+        cdef Mapping mapping = self.open_mapping()
+        if not self.watched:
+            self.watched = True
+            # As it should be, whatever an earlier consumer that was killed left it as.
+            fastsock_ring_clear(mapping.ring, self.event.fd)
         return self.event.fd
 
     @property
@@ -531,7 +534,7 @@ cdef class Ring:
         """Counts since the ring was made, as ``RingStats``; OSError where it is closed (EBADF)."""
         cdef fastsock_ring *ring = self.open_mapping().ring
         cdef fastsock_counts *counts = &ring.counts
-        taken = fastsock_load(&ring.taken)          # first, so that it is never more than was received
+        taken = fastsock_load_acquire(&ring.taken)  # first, so that it is never more than was received
         drops = self.kernel_drops()
         return RingStats(
             fastsock_load(&counts.received),
