@@ -1,44 +1,37 @@
-"""The fixture that both benchmark files share: one contestant on one link, under pytest-benchmark."""
+"""The fixture of the benchmarks: one contestant of a race, under pytest-benchmark."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from fastsock.cli.contestants import Kind, Side, has_gro
+from fastsock.bench.contestants import Race
 
 ROUNDS = 100
 
-Race = Callable[[int, Kind, str], None]
-
 
 @pytest.fixture
-def race(benchmark: BenchmarkFixture) -> Iterator[Race]:
-    """Time one contestant of a kind, on a link of its own; extra_info says how many datagrams."""
+def alone(benchmark: BenchmarkFixture) -> Iterator[Callable[[Race, int, str], None]]:
+    """Time one contestant of a race; extra_info says how many datagrams."""
     with ExitStack() as stack:
 
-        def start(size: int, kind: Kind, name: str) -> None:
-            side = next(side for side in kind.sides if name in side.table)
-            if side.options.get("gro") and not has_gro():
-                pytest.skip("no UDP GRO here")
-            alone = replace(kind, sides=[Side({name: side.table[name]}, side.options)])
-            (contestant,), count = stack.enter_context(alone.open(size))
-            warm_count = kind.warm_count
+        def start(race: Race, size: int, name: str) -> None:
+            contestants, count = stack.enter_context(race.open(size))
+            contestant = next(one for one in contestants if one.name == name)
             moved = []
 
             def setup() -> None:
-                contestant.prepare(warm_count + count)
-                contestant.run(warm_count)
+                contestant.prepare(race.warm_count + count)
+                contestant.run(race.warm_count)
 
             def target() -> None:
                 moved.append(contestant.run(count))
 
             def teardown() -> None:
-                contestant.settle(warm_count + count)
+                contestant.settle(race.warm_count + count)
 
             benchmark.pedantic(  # type: ignore[no-untyped-call]
                 target, setup=setup, teardown=teardown, rounds=ROUNDS, warmup_rounds=2

@@ -7,8 +7,9 @@ import random
 import pytest
 from conftest import needs_drop_counter
 
-from fastsock.cli.contestants import BASELINES, RECEIVERS, SENDERS, VLEN, Link, receivers, senders
-from fastsock.cli.paired import Contestant, Samples, Spread, measure, spread
+from fastsock.bench.contestants import RECEIVERS, VLEN, Link, Side, race, receivers, senders
+from fastsock.bench.paired import Contestant, Rounds, Samples, measure, spread, take_turns
+from fastsock.bench.results import Figure
 
 
 class World:
@@ -123,19 +124,112 @@ def test_refuses_what_cannot_be_measured(world, count, rounds, names):
     [([5.0], (5, 5, 5)), ([1.0, 3.0], (2, 1.5, 2.5)), ([9.0, 1.0, 5.0, 3.0, 7.0], (5, 3, 7))],
 )
 def test_spread(values, expected):
-    assert spread(values) == Spread(*expected)
+    assert spread(values) == Figure(*expected)
 
 
 def test_no_samples():
     assert Samples().rounds == 0
 
 
+def test_progress_is_told_behind_every_round(world):
+    told = []
+    world.measure([world.contestant("a", [1])], rounds=4, warm_rounds=1, progress=told.append)
+    assert told == [0, 0.25, 0.5, 0.75, 1]
+    told.clear()
+    # Each turn takes 8 ns.
+    world.measure([world.contestant("a", [1])], rounds=100, budget_s=32, now=lambda: world.ns, progress=told.append)
+    assert told[-1] == 1
+    assert told == sorted(told)
+
+
+# --- turns that measure several things ---------------------------------------------------------
+
+
+def test_rounds_pair_what_was_measured_in_the_same_round():
+    found = Rounds()
+    for own, base in ((1, 2), (10, 50), (100, 110)):
+        found.add("own", {"ns": own, "per_s": 4 * base})
+        found.add("base", {"ns": base, "per_s": base})
+    assert found.ratio("own", "base", "ns").median == 2
+    assert found.ratio("own", "base", "per_s", more_is_better=True) == Figure(4, 4, 4)
+    assert found.figure("base", "ns").median == 50
+    assert "own" in found
+    assert "other" not in found
+
+
+def test_a_rate_of_nothing_is_no_division_by_zero():
+    found = Rounds()
+    found.add("own", {"per_s": 5})
+    found.add("base", {"per_s": 0})
+    assert found.ratio("own", "base", "per_s", more_is_better=True).median > 1e9
+
+
+class Turns:
+    """Contestants that take so many seconds each, on a clock of their own."""
+
+    def __init__(self, **seconds):
+        self.now, self.calls = 0.0, []
+        self.turns = {name: lambda name=name: self.take(name, seconds[name]) for name in seconds}
+
+    def take(self, name, seconds):
+        self.calls.append(name)
+        self.now += seconds
+        return {"s": seconds}
+
+    def go(self, budget_s, **options):
+        return take_turns(self.turns, budget_s, now=lambda: self.now, **options)
+
+
+def test_turns_end_before_the_budget_does():
+    # A round takes 4 s: the third would end at 12.
+    world = Turns(a=1, b=3)
+    assert world.go(11).values == {"a": {"s": [1, 1]}, "b": {"s": [3, 3]}}
+    assert world.now == 8
+
+
+def test_turns_take_at_least_one_round_and_exactly_what_is_asked():
+    assert Turns(a=9).go(1).values == {"a": {"s": [9]}}
+    assert Turns(a=9).go(1, rounds=3).values == {"a": {"s": [9, 9, 9]}}
+    world = Turns(a=9)
+    assert world.go(1, rounds=2, warm_rounds=1).values == {"a": {"s": [9, 9]}}
+    assert world.calls == ["a"] * 3
+
+
+def test_turns_change_and_repeat_with_a_seed():
+    def order(seed):
+        world = Turns(a=1, b=1, c=1, d=1)
+        world.go(1, rounds=6, rng=random.Random(seed))
+        return [tuple(world.calls[at : at + 4]) for at in range(0, 24, 4)]
+
+    first = order(1)
+    assert all(sorted(turn) == list("abcd") for turn in first)
+    assert len(set(first)) > 1
+    assert order(1) == first != order(2)
+
+
+def test_turns_tell_their_progress():
+    told = []
+    Turns(a=1, b=1).go(4, progress=told.append)
+    assert told == [0.25, 0.5, 0.75, 1]
+    told.clear()
+    Turns(a=1).go(0, rounds=2, warm_rounds=1, progress=told.append)
+    assert told == [0, 0.5, 1]
+
+
 # --- for real --------------------------------------------------------------------------------
 
 
-def test_baselines_name_every_contestant():
-    assert set(BASELINES) == {*RECEIVERS, *SENDERS}
-    assert set(BASELINES.values()) <= set(BASELINES)
+def test_a_race_has_the_contestants_of_its_blocks_alone():
+    blocks = {"socket.recv": ["recv_batch", "C recv"], "C send": ["recv_many(64)"]}
+    found = race("", receivers, blocks, Side(RECEIVERS), count=VLEN)
+    assert found.baselines == {
+        "socket.recv": "socket.recv",
+        "recv_batch": "socket.recv",
+        "recv_many(64)": "recv_many(64)",
+    }
+    with found.open(64) as (contestants, count):
+        assert {one.name for one in contestants} == found.baselines.keys()
+        assert count == VLEN
 
 
 @pytest.mark.parametrize("kind", [receivers, senders])

@@ -1,4 +1,4 @@
-"""What is measured of epoll: asking which of so many ready sockets are ready, by each way.
+"""What asking for readiness costs: which of so many ready sockets are ready, by each way.
 
 Every way has an interest set of its own over the same UDP sockets, each with one datagram queued
 that nobody takes. A "datagram" of paired.py is an event here.
@@ -6,20 +6,22 @@ that nobody takes. A "datagram" of paired.py is an event here.
 
 from __future__ import annotations
 
-import resource
 import select
 import selectors
 import socket
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-import native
-
 from fastsock import Epoll
-from fastsock.cli.contestants import Run
-from fastsock.cli.paired import Contestant
+from fastsock.bench import native
+from fastsock.bench.contestants import Run, descriptors
+from fastsock.bench.paired import Contestant
+from fastsock.bench.question import Plan, Question
+from fastsock.bench.races import race_table, run_races
+from fastsock.bench.results import Answer
 from fastsock.selectors import EpollSelector
 
 COUNT = 4000
@@ -28,6 +30,7 @@ WARM_COUNT = 1000
 SPARE_DESCRIPTORS = 100
 MOST = 1023
 """Events of one call: what select.epoll asks for by itself."""
+READY = (1, 100, 1000)
 
 Watch = Callable[[list[socket.socket]], tuple[Any, Run]]
 
@@ -81,37 +84,36 @@ def c_epoll_wait(sockets: list[socket.socket]) -> tuple[Any, Run]:
     return epoll, native.checked(native.library().c_epoll_wait, epoll.fileno())
 
 
-POLLS: dict[str, Watch] = {
-    "select.epoll.poll": polling(select.epoll),
+WATCHES: dict[str, Watch] = {
+    "select.epoll": polling(select.epoll),
     "Epoll.poll": polling(Epoll),
     "Epoll.wait_into": waiting_into,
     "C epoll_wait": c_epoll_wait,
-}
-SELECTS: dict[str, Watch] = {
     "selectors.EpollSelector": selecting(selectors.EpollSelector),
     "EpollSelector": selecting(EpollSelector),
 }
+BASELINES = {
+    **dict.fromkeys(("select.epoll", "Epoll.poll", "Epoll.wait_into", "C epoll_wait"), "select.epoll"),
+    **dict.fromkeys(("selectors.EpollSelector", "EpollSelector"), "selectors.EpollSelector"),
+}
 
 
-def nothing(count: int) -> None:
+def nothing(_count: int) -> None:
     """What a contestant prepares and settles: the sockets stay ready."""
 
 
+@dataclass(frozen=True, slots=True)
 class Readiness:
-    """Contestants over one set of sockets; opened like a ``Kind`` of contestants.py."""
+    """A race over one set of sockets; its size is how many there are."""
 
-    warm_count = WARM_COUNT
-
-    def __init__(self, table: dict[str, Watch]) -> None:
-        self.table = table
+    title: str
+    baselines: Mapping[str, str]
+    warm_count: int = WARM_COUNT
 
     @contextmanager
     def open(self, size: int) -> Iterator[tuple[list[Contestant], int]]:
-        """The contestants with ``size`` ready sockets, and the events that each turn takes."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, size + SPARE_DESCRIPTORS)), hard))
         with ExitStack() as stack:
-            stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+            stack.enter_context(descriptors(size + SPARE_DESCRIPTORS))
             sender = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
             sockets = []
             for _ in range(size):
@@ -120,11 +122,31 @@ class Readiness:
                 sender.sendto(b"x", sock.getsockname())
                 sockets.append(sock)
             contestants = []
-            for name, watch in self.table.items():
-                owner, run = watch(sockets)
+            for name in self.baselines:
+                owner, run = WATCHES[name](sockets)
                 stack.callback(owner.close)
                 contestants.append(Contestant(name, nothing, run, nothing))
             yield contestants, COUNT
 
 
-KINDS = {"poll": Readiness(POLLS), "select": Readiness(SELECTS)}
+def races() -> dict[str, Readiness]:
+    there = {name: base for name, base in BASELINES.items() if not (name.startswith("C ") and native.missing())}
+    return {"epoll": Readiness("epoll", there)}
+
+
+def run(plan: Plan) -> Answer:
+    the_races = races()
+    found = run_races(plan, the_races, READY)
+    samples = found.samples["epoll"]
+    method = (
+        "CPU time of the calling thread per event: which of 1, 100 or 1000 UDP sockets are ready, and all are. Every "
+        "contestant has an interest set of its own over the same sockets, nobody takes what is queued. All take a "
+        "turn in every round, in an order shuffled anew."
+    )
+    table = race_table("epoll, by ready sockets", samples, the_races["epoll"].baselines, per="{size}", note=found.note)
+    return Answer(
+        "epoll", QUESTION.title, method, tables=[table] if samples else [], skipped="" if samples else found.note
+    )
+
+
+QUESTION = Question("epoll", "What does asking which sockets are ready cost?", run, weight=1)

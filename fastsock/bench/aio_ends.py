@@ -1,4 +1,6 @@
-"""The receivers of aio.py, each in a process of its own that imports nothing else: `python aio_ends.py JSON`.
+"""The receivers of the asyncio question, each in a process of its own that imports nothing else.
+
+`python -P aio_ends.py JSON`: by its path, because importing the package would import all of fastsock.
 
 asyncio's transport allocates 256 KiB for each datagram. Whether malloc maps and unmaps these depends on what the
 process freed before (mallopt(3), M_MMAP_THRESHOLD): importing fastsock is enough to make asyncio's own several times
@@ -100,8 +102,9 @@ def receive_bare(spec: SimpleNamespace, sent: memoryview) -> dict[str, Any]:
 async def receive_on_loop(spec: SimpleNamespace, sent: memoryview) -> dict[str, Any]:
     """The same by an endpoint, beside a timer; "delays" are when it fired, in ms."""
     loop = asyncio.get_running_loop()
-    protocol = Batches if spec.batches else Protocol
+    protocol: type[Batches] | type[Protocol] = Batches if spec.batches else Protocol
     transport: Any
+    counter: Any
     if spec.ours:
         import fastsock.aio
 
@@ -114,7 +117,7 @@ async def receive_on_loop(spec: SimpleNamespace, sent: memoryview) -> dict[str, 
     failures: list[Any] = []
     loop.set_exception_handler(lambda _, context: failures.append(context))
     delays: list[float] = []
-    timer = None
+    timer: asyncio.TimerHandle
 
     def arm() -> None:
         nonlocal timer
@@ -150,7 +153,7 @@ def receive(spec: SimpleNamespace) -> dict[str, Any]:
 
 def serve(spec: SimpleNamespace) -> None:
     """Answer each stream with so many bytes, for ever; writes the port to a pipe."""
-    from aioquic.asyncio import serve
+    from aioquic.asyncio.server import serve
     from aioquic.quic.configuration import QuicConfiguration
 
     async def run() -> None:
@@ -176,7 +179,7 @@ def serve(spec: SimpleNamespace) -> None:
 
 def download(spec: SimpleNamespace) -> dict[str, float]:
     """Seconds that it takes without the handshake, and the CPU time of this end."""
-    from aioquic.asyncio import connect
+    from aioquic.asyncio.client import connect
     from aioquic.quic.configuration import QuicConfiguration
 
     async def run() -> dict[str, float]:
@@ -201,6 +204,7 @@ ENDS = {"receive": receive, "serve": serve, "download": download}
 
 if __name__ == "__main__":
     asked = SimpleNamespace(**json.loads(sys.argv[1]))
+    sys.path.append(asked.path)
     if asked.cpu is not None:
         os.sched_setaffinity(0, {asked.cpu})
     print(json.dumps(ENDS[asked.end](asked)))

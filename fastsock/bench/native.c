@@ -1,8 +1,8 @@
 /* What C reaches with the same kernel calls: the contestants that fastsock is held against.
  *
  * Each function moves n datagrams through a blocking socket; it returns how many, or -errno.
- * That is n, but for GRO under a flood, where the last message may hold more. Compiled by native.py. Not thread-safe: the memory is static, as a C program
- * would set it up once. */
+ * That is n, but for GRO under a flood, where the last message may hold more. Compiled by native.py. Not
+ * thread-safe: the memory is static, as a C program would set it up once. */
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -16,17 +16,17 @@
 
 /* linux/udp.h, which does not go together with the C library's netinet/udp.h. */
 enum { FS_UDP_SEGMENT = 103, FS_UDP_GRO = 104, MAX_PAYLOAD = 65507 };
-enum { VLEN = 64, SLOT_SIZE = 2048 };
+enum { VLEN = 64, MAX_VLEN = 1024, ARENA_SIZE = 4 << 20 };
 /* With GRO: not a multiple of a page apart, which would have them share one set of a cache. */
 enum { GRO_VLEN = 8, GRO_SLOT_SIZE = 65535, GRO_STRIDE = 65536 + 64, MAX_SPLIT = GRO_SLOT_SIZE };
 
-static char arena[VLEN * SLOT_SIZE];
-static struct sockaddr_storage names[VLEN];
-static struct iovec iov[VLEN];
-static struct mmsghdr msgvec[VLEN];
-static int32_t lengths[VLEN];
-static uint8_t truncated[VLEN];
-static int64_t timestamps_ns[VLEN];
+static char arena[ARENA_SIZE];
+static struct sockaddr_storage names[MAX_VLEN];
+static struct iovec iov[MAX_VLEN];
+static struct mmsghdr msgvec[MAX_VLEN];
+static int32_t lengths[MAX_VLEN];
+static uint8_t truncated[MAX_VLEN];
+static int64_t timestamps_ns[MAX_VLEN];
 static char gro_arena[GRO_VLEN * GRO_STRIDE];
 static int64_t gro_offsets[GRO_VLEN * MAX_SPLIT];
 static int32_t gro_lengths[GRO_VLEN * MAX_SPLIT];
@@ -35,12 +35,12 @@ union control {
     struct cmsghdr align;
     char room[64];
 };
-static union control controls[VLEN];
+static union control controls[MAX_VLEN];
 
-static void prepare(char *start, size_t stride, size_t size, int named)
+static void prepare(int vlen, char *start, size_t stride, size_t size, int named)
 {
-    memset(msgvec, 0, sizeof(msgvec));
-    for (int i = 0; i < VLEN; i++) {
+    memset(msgvec, 0, (size_t)vlen * sizeof(*msgvec));
+    for (int i = 0; i < vlen; i++) {
         iov[i].iov_base = start + (size_t)i * stride;
         iov[i].iov_len = size;
         msgvec[i].msg_hdr.msg_iov = &iov[i];
@@ -50,21 +50,23 @@ static void prepare(char *start, size_t stride, size_t size, int named)
     }
 }
 
-int c_recv(int fd, int n)
+int c_recv(int fd, int n, int slot_size)
 {
     for (int i = 0; i < n; i++)
-        if (recv(fd, arena, SLOT_SIZE, 0) < 0)
+        if (recv(fd, arena, (size_t)slot_size, 0) < 0)
             return -errno;
     return n;
 }
 
-static int drain(int fd, int n, int named, int columns)
+static int drain(int fd, int n, int slot_size, int vlen, int named, int columns)
 {
     int done = 0;
 
-    prepare(arena, SLOT_SIZE, SLOT_SIZE, named);
+    if (vlen < 1 || vlen > MAX_VLEN || slot_size < 1 || slot_size > ARENA_SIZE / vlen)
+        return -EINVAL;
+    prepare(vlen, arena, (size_t)slot_size, (size_t)slot_size, named);
     while (done < n) {
-        int want = n - done < VLEN ? n - done : VLEN;
+        int want = n - done < vlen ? n - done : vlen;
         if (named)
             for (int i = 0; i < want; i++)
                 msgvec[i].msg_hdr.msg_namelen = sizeof(names[i]);
@@ -81,11 +83,11 @@ static int drain(int fd, int n, int named, int columns)
     return done;
 }
 
-int c_recvmmsg(int fd, int n) { return drain(fd, n, 0, 0); }
+int c_recvmmsg(int fd, int n, int slot_size, int vlen) { return drain(fd, n, slot_size, vlen, 0, 0); }
 
-int c_recvmmsg_named(int fd, int n) { return drain(fd, n, 1, 0); }
+int c_recvmmsg_named(int fd, int n, int slot_size, int vlen) { return drain(fd, n, slot_size, vlen, 1, 0); }
 
-int c_recvmmsg_columns(int fd, int n) { return drain(fd, n, 0, 1); }
+int c_recvmmsg_columns(int fd, int n, int slot_size, int vlen) { return drain(fd, n, slot_size, vlen, 0, 1); }
 
 static int64_t timestamp_of(struct msghdr *hdr)
 {
@@ -99,11 +101,13 @@ static int64_t timestamp_of(struct msghdr *hdr)
     return 0;
 }
 
-int c_recvmmsg_timestamps(int fd, int n)
+int c_recvmmsg_timestamps(int fd, int n, int slot_size)
 {
     int done = 0;
 
-    prepare(arena, SLOT_SIZE, SLOT_SIZE, 1);
+    if (slot_size < 1 || slot_size > ARENA_SIZE / VLEN)
+        return -EINVAL;
+    prepare(VLEN, arena, (size_t)slot_size, (size_t)slot_size, 1);
     while (done < n) {
         int want = n - done < VLEN ? n - done : VLEN;
         for (int i = 0; i < want; i++) {
@@ -142,7 +146,7 @@ static int drain_gro(int fd, int n, int messages, int columns)
 {
     int done = 0;
 
-    prepare(gro_arena, GRO_STRIDE, GRO_SLOT_SIZE, 0);
+    prepare(GRO_VLEN, gro_arena, GRO_STRIDE, GRO_SLOT_SIZE, 0);
     while (done < n) {
         int want = messages < 1 ? 1 : messages < GRO_VLEN ? messages : GRO_VLEN;
         int filled = 0;
@@ -176,7 +180,7 @@ int c_gro(int fd, int n, int messages) { return drain_gro(fd, n, messages, 0); }
 
 int c_gro_columns(int fd, int n, int messages) { return drain_gro(fd, n, messages, 1); }
 
-/* `payloads` holds VLEN payloads of `size` bytes, one after the other. */
+/* `payloads` holds VLEN payloads of `size` bytes, one after the other. Without an address: to the connected peer. */
 
 int c_sendto(int fd, int n, char *payloads, int size, const void *addr, int addrlen)
 {
@@ -190,12 +194,34 @@ int c_sendmmsg(int fd, int n, char *payloads, int size)
 {
     int done = 0;
 
-    prepare(payloads, (size_t)size, (size_t)size, 0);
+    prepare(VLEN, payloads, (size_t)size, (size_t)size, 0);
     while (done < n) {
         int want = n - done < VLEN ? n - done : VLEN;
         int got = sendmmsg(fd, msgvec, (unsigned)want, 0);
         if (got < 0)
             return -errno;
+        done += got;
+    }
+    return done;
+}
+
+/* To each of `peers` in turn, going on where the last call ended. */
+int c_sendmmsg_to(int fd, int n, char *payloads, int size, struct sockaddr_in *peers, int count)
+{
+    static int next;
+    int done = 0;
+
+    prepare(VLEN, payloads, (size_t)size, (size_t)size, 0);
+    while (done < n) {
+        int want = n - done < VLEN ? n - done : VLEN;
+        for (int i = 0; i < want; i++) {
+            msgvec[i].msg_hdr.msg_name = &peers[(next + i) % count];
+            msgvec[i].msg_hdr.msg_namelen = sizeof(*peers);
+        }
+        int got = sendmmsg(fd, msgvec, (unsigned)want, 0);
+        if (got < 0)
+            return -errno;
+        next = (next + got) % count;
         done += got;
     }
     return done;
@@ -299,6 +325,29 @@ int c_epoll_wait(int fd, int n)
         if (count <= 0)
             return count < 0 ? -errno : -ETIMEDOUT;
         done += count;
+    }
+    return done;
+}
+
+/* n datagrams from the sockets of an epoll descriptor, which tells of each its number. */
+int c_epoll_drain(int fd, int n, int slot_size)
+{
+    static struct epoll_event events[1023];
+    int done = 0;
+
+    if (slot_size < 1 || slot_size > ARENA_SIZE / VLEN)
+        return -EINVAL;
+    prepare(VLEN, arena, (size_t)slot_size, (size_t)slot_size, 0);
+    while (done < n) {
+        int count = epoll_wait(fd, events, 1023, 1000);
+        if (count <= 0)
+            return count < 0 ? -errno : -ETIMEDOUT;
+        for (int i = 0; i < count; i++) {
+            int got = recvmmsg(events[i].data.fd, msgvec, VLEN, MSG_DONTWAIT, NULL);
+            if (got < 0 && errno != EAGAIN)
+                return -errno;
+            done += got < 0 ? 0 : got;
+        }
     }
     return done;
 }

@@ -1,28 +1,29 @@
 """What is measured: each way to drain, or to send, one queue of datagrams on loopback.
 
 The standard library's contestants work on duplicates of the very descriptors that
-fastsock's use, so that both meet the same kernel socket in the same state. May import
-fastsock and paired.
+fastsock's use, so that both meet the same kernel socket in the same state. The ceiling, C, is in native. May
+import fastsock and paired.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import resource
 import select
 import socket
 import struct
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import repeat
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from fastsock import RecvBatch, SendBatch, Socket, bind_udp, connect_udp
-from fastsock.cli.paired import WARM_COUNT, Contestant
+from fastsock.bench.paired import WARM_COUNT, Contestant
 
 VLEN = 64
 """Payloads per send call; counts are multiples of it."""
@@ -157,6 +158,18 @@ class Link:
         return count
 
 
+@contextmanager
+def descriptors(count: int) -> Iterator[None]:
+    """Allow so many open descriptors meanwhile, as far as the hard limit goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(soft, count)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(hard, wanted), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def twin(fd: int) -> socket.socket:
     """The standard library's socket on a duplicate of a descriptor."""
     return socket.socket(fileno=os.dup(fd))
@@ -229,7 +242,7 @@ def receive_batch_gro(link: Link) -> Run:
     return run
 
 
-def send_each(send: Callable[[bytes], int], payloads: list[bytes]) -> Run:
+def send_each(send: Callable[[Any], int], payloads: Sequence[Any]) -> Run:
     def run(count: int) -> int:
         for _ in repeat(None, count // VLEN):
             for payload in payloads:
@@ -287,13 +300,16 @@ RECEIVERS: dict[str, Callable[[Link], Run]] = {
     "socket.recv": lambda link: receive_each(link.std_receiver.recv, link.bufsize),
     "socket.recv_into": lambda link: receive_each(link.std_receiver.recv_into, bytearray(link.bufsize)),
     "socket.recvfrom": lambda link: receive_each(link.std_receiver.recvfrom, link.bufsize),
+    "socket.recvmsg": lambda link: receive_each(link.std_receiver.recvmsg, link.bufsize),
     "Socket.recv": lambda link: receive_each(link.receiver.recv, link.bufsize),
     "Socket.recv_into": lambda link: receive_each(link.receiver.recv_into, bytearray(link.bufsize)),
     "Socket.recvfrom": lambda link: receive_each(link.receiver.recvfrom, link.bufsize),
+    "Socket.recvmsg": lambda link: receive_each(link.receiver.recvmsg, link.bufsize),
     "recv_many(64)": lambda link: receive_many(link.receiver.recv_many, 64),
     "recv_many(1024)": lambda link: receive_many(link.receiver.recv_many, 1024),
     "recvfrom_many(64)": lambda link: receive_many(link.receiver.recvfrom_many, 64),
     "recv_batch": receive_batch,
+    "recv_batch, addresses": lambda link: receive_batch(link, addresses=True),
 }
 
 # Into a receiver that was told of UDP GRO, from a sender that joins: VLEN datagrams or, at
@@ -314,6 +330,8 @@ GRO_RECEIVERS: dict[str, Callable[[Link], Run]] = {
 SENDERS: dict[str, Callable[[Link], Run]] = {
     "socket.sendto": lambda link: send_each_to(link.std_open_sender.sendto, link.payloads, link.address),
     "socket.send": lambda link: send_each(link.std_sender.send, link.payloads),
+    "socket.sendmsg": lambda link: send_each(link.std_sender.sendmsg, [[payload] for payload in link.payloads]),
+    "Socket.sendmsg": lambda link: send_each(link.sender.sendmsg, [[payload] for payload in link.payloads]),
     "Socket.sendto": lambda link: send_each_to(link.open_sender.sendto, link.payloads, link.address),
     "Socket.send": lambda link: send_each(link.sender.send, link.payloads),
     "sendto_many, gso off": lambda link: send_many(link.open_sender.sendto_many, link.payloads, link.address),
@@ -329,37 +347,6 @@ SENDERS: dict[str, Callable[[Link], Run]] = {
 GRO_SENDERS: dict[str, Callable[[Link], Run]] = {
     name: SENDERS[name]
     for name in ("socket.sendto", "sendto_many", "socket.send", "send_many", "send_batch", "send_segments")
-}
-
-BASELINES = {
-    "socket.recv": "socket.recv",
-    "socket.recv_into": "socket.recv_into",
-    "socket.recvfrom": "socket.recvfrom",
-    "Socket.recv": "socket.recv",
-    "Socket.recv_into": "socket.recv_into",
-    "Socket.recvfrom": "socket.recvfrom",
-    "recv_many(64)": "socket.recv",
-    "recv_many(1024)": "socket.recv",
-    "recvfrom_many(64)": "socket.recvfrom",
-    "recv_batch": "socket.recv",
-    "socket.sendto": "socket.sendto",
-    "socket.send": "socket.send",
-    "Socket.sendto": "socket.sendto",
-    "Socket.send": "socket.send",
-    "sendto_many, gso off": "socket.sendto",
-    "sendto_many": "socket.sendto",
-    "send_many, gso off": "socket.send",
-    "send_batch, gso off": "socket.send",
-    "send_many": "socket.send",
-    "send_batch": "socket.send",
-    "send_segments": "socket.send",
-}
-GRO_BASELINES = {
-    "socket.recv": "socket.recv",
-    "socket.recvfrom": "socket.recvfrom",
-    "recv_many, GRO": "socket.recv",
-    "recvfrom_many, GRO": "socket.recvfrom",
-    "recv_batch, GRO": "socket.recv",
 }
 
 
@@ -389,15 +376,34 @@ class Side:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Race(Protocol):
+    """Contestants that are compared with each other, at one size or another."""
+
+    @property
+    def title(self) -> str:
+        """For people."""
+
+    @property
+    def baselines(self) -> Mapping[str, str]:
+        """Every contestant, in the order of a table, and what it is compared with: itself, for a baseline."""
+
+    @property
+    def warm_count(self) -> int:
+        """Datagrams that are moved right before the timed ones."""
+
+    def open(self, size: int) -> AbstractContextManager[tuple[list[Contestant], int]]:
+        """The contestants, ready to run, and the datagrams that each can move in a turn."""
+
+
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """Contestants that are compared with each other, on one link or on two.
+class Links:
+    """A race on one link or on two.
 
     Args:
         title: For people.
         contestants: ``receivers`` or ``senders``.
         sides: One link each.
-        baselines: Which contestant each is compared with by `fastsock bench`.
+        baselines: Which contestant each is compared with.
         count: Datagrams that are timed per turn, where there is room for them.
         warm_count: Datagrams that are moved right before.
     """
@@ -409,17 +415,8 @@ class Kind:
     count: int = COUNT
     warm_count: int = WARM_COUNT
 
-    @property
-    def names(self) -> list[str]:
-        return [name for side in self.sides for name in side.table]
-
-    @property
-    def needs_gro(self) -> bool:
-        return any(side.options.get("gro") for side in self.sides)
-
     @contextmanager
     def open(self, size: int) -> Iterator[tuple[list[Contestant], int]]:
-        """The contestants on their links, and the datagrams that all of them can move at once."""
         with ExitStack() as stack:
             links = [stack.enter_context(Link(size, **side.options)) for side in self.sides]
             contestants = [
@@ -430,23 +427,31 @@ class Kind:
             yield contestants, min(link.fitting(self.count, self.warm_count) for link in links)
 
 
+def race(
+    title: str,
+    contestants: Callable[[Link, Mapping[str, Callable[[Link], Run]]], list[Contestant]],
+    blocks: Mapping[str, Sequence[str]],
+    *sides: Side,
+    **counts: int,
+) -> Links:
+    """A race of those of `blocks` that are in a side: each baseline, and the names that are compared with it."""
+    there = {name for side in sides for name in side.table}
+    baselines = {}
+    for baseline, names in blocks.items():
+        for name in (baseline, *names):
+            if name in there:
+                baselines[name] = baseline if baseline in there else name
+    chosen = [
+        replace(side, table={name: side.table[name] for name in side.table if name in baselines}) for side in sides
+    ]
+    return Links(title, contestants, chosen, baselines, **counts)
+
+
 GSO_FILLED = {"gso": True}
 GRO_FILLED = {"gso": True, "gro": True}
 
-KINDS = {
-    "receive": Kind("receive", receivers, [Side(RECEIVERS)], BASELINES),
-    "receive-gro": Kind(
-        "receive, GSO sender",
-        receivers,
-        [Side(SPLIT_RECEIVERS, GSO_FILLED), Side(GRO_RECEIVERS, GRO_FILLED)],
-        GRO_BASELINES,
-        warm_count=GRO_WARM_COUNT,
-    ),
-    "send": Kind("send", senders, [Side(SENDERS)], BASELINES),
-    "send-gro": Kind("send, GRO receiver", senders, [Side(GRO_SENDERS, GRO_FILLED)], BASELINES),
-}
 
-
+@cache
 def has_gro() -> bool:
     """Whether a socket that asks for UDP GRO gets it here."""
     with bind_udp(("127.0.0.1", 0), gro=True) as sock:

@@ -2,7 +2,7 @@
 
 Absolute times drift with the machine and with whatever else runs on it; ratios of
 contestants that took turns within one round hold. Knows nothing of sockets: what is
-measured is in contestants.py. Imports only the standard library.
+measured is in contestants.py. Imports only the standard library and results.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import gc
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from fastsock.bench.results import Figure
 
 # Work done by each contestant just before the clock starts, so that none pays for caches
 # that the others, or the filling, have cooled.
@@ -42,15 +44,6 @@ class Contestant:
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """The median and the quartiles around it."""
-
-    median: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
 class Samples:
     """What ``measure`` collected: nanoseconds per datagram, one number per round."""
 
@@ -61,21 +54,53 @@ class Samples:
         """The whole rounds that were recorded."""
         return min((len(values) for values in self.ns.values()), default=0)
 
-    def cost(self, name: str) -> Spread:
+    def cost(self, name: str) -> Figure:
         """Nanoseconds per datagram."""
         return spread(self.ns[name])
 
-    def ratio(self, name: str, baseline: str) -> Spread:
+    def ratio(self, name: str, baseline: str) -> Figure:
         """How many times faster ``name`` is than ``baseline``, from the ratio of each round."""
         return spread([base / own for base, own in zip(self.ns[baseline], self.ns[name], strict=True)])
 
 
-def spread(values: Sequence[float]) -> Spread:
+@dataclass(slots=True)
+class Rounds:
+    """What several measures of each contestant came to: one number of each per round."""
+
+    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    def add(self, contestant: str, measures: Mapping[str, float]) -> None:
+        for name, value in measures.items():
+            self.values.setdefault(contestant, {}).setdefault(name, []).append(value)
+
+    def __contains__(self, contestant: str) -> bool:
+        return contestant in self.values
+
+    def figure(self, contestant: str, measure: str) -> Figure:
+        return spread(self.values[contestant][measure])
+
+    def ratio(self, contestant: str, baseline: str, measure: str, *, more_is_better: bool = False) -> Figure:
+        """How many times better ``contestant`` is than ``baseline``, from the ratio of each round.
+
+        A measure of 0 where more is better counts as the least that can be told from it.
+        """
+        own, base = (self.values[name][measure] for name in (contestant, baseline))
+        if more_is_better:
+            own, base = base, own
+        return spread([there / (here or 1e-9) for here, there in zip(own, base, strict=True)])
+
+
+def scaled(figure: Figure, factor: float) -> Figure:
+    """The figure in another unit."""
+    return Figure(figure.median * factor, figure.low * factor, figure.high * factor)
+
+
+def spread(values: Sequence[float]) -> Figure:
     """The quartiles of at least one value."""
     if len(values) == 1:
-        return Spread(values[0], values[0], values[0])
+        return Figure(values[0], values[0], values[0])
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Spread(median, low, high)
+    return Figure(median, low, high)
 
 
 def measure(
@@ -89,6 +114,7 @@ def measure(
     rng: random.Random | None = None,
     clock: Callable[[], int] = time.thread_time_ns,
     now: Callable[[], float] = time.monotonic,
+    progress: Callable[[float], None] = lambda _share: None,
 ) -> Samples:
     """Let every contestant move ``count`` datagrams in each of ``rounds`` rounds.
 
@@ -104,6 +130,7 @@ def measure(
         rng: Shuffles; give a seeded one to repeat an order.
         clock: Nanoseconds of what is measured: CPU time of this thread.
         now: Seconds, for the budget.
+        progress: Called behind every round with the share that is done, 0 to 1.
 
     Raises:
         OSError: A contestant moved another number of datagrams than it was given (EIO),
@@ -124,7 +151,9 @@ def measure(
                 ns = run_once(contestant, count, warm_count, clock)
                 if number >= 0:
                     samples.ns[contestant.name].append(ns)
-            if number >= 0 and budget_s is not None and now() - started >= budget_s:
+            spent = 0.0 if budget_s is None else (now() - started) / max(budget_s, 1e-9)
+            progress(min(1.0, max(spent, (number + 1) / rounds)))
+            if number >= 0 and spent >= 1:
                 break
     return samples
 
@@ -142,6 +171,42 @@ def run_once(contestant: Contestant, count: int, warm_count: int, clock: Callabl
     if moved != total:
         raise OSError(errno.EIO, f"{contestant.name} moved {moved} datagrams instead of {total}")
     return (end - begin) / count
+
+
+def take_turns(
+    turns: Mapping[str, Callable[[], Mapping[str, float]]],
+    budget_s: float,
+    *,
+    rounds: int | None = None,
+    warm_rounds: int = 0,
+    rng: random.Random | None = None,
+    now: Callable[[], float] = time.monotonic,
+    progress: Callable[[float], None] = lambda _share: None,
+) -> Rounds:
+    """Let every contestant take a turn in each round, in an order shuffled anew; each turn tells its measures.
+
+    Ends behind the round after which another would end later than the budget, or behind exactly ``rounds``.
+    At least one is recorded.
+    """
+    order = list(turns)
+    found = Rounds()
+    shuffle = (rng or random.Random()).shuffle
+    started, number = now(), -warm_rounds
+    while True:
+        shuffle(order)
+        for place, name in enumerate(order, 1):
+            measures = turns[name]()
+            if number >= 0:
+                found.add(name, measures)
+            done = (number + place / len(order)) / rounds if rounds else (now() - started) / max(budget_s, 1e-9)
+            progress(min(1.0, max(0.0, done)))
+        number += 1
+        elapsed = now() - started
+        each = elapsed / (number + warm_rounds)
+        if number >= 1 and (number >= rounds if rounds else elapsed + each > budget_s):
+            break
+    found.values = {name: found.values[name] for name in turns}
+    return found
 
 
 @contextmanager
