@@ -164,20 +164,18 @@ def served(server: End, way: str, cpu: int | None, **spec: Any) -> Iterator[sock
         stop(server, near)
 
 
-def stop(server: End, near: socket.socket) -> None:
-    """End serving; what is lost is sent again."""
+def stop(server: End, near: socket.socket) -> dict[str, Any]:
+    """End serving; what is lost is sent again. What the server tells in the end."""
     give_up_s = time.monotonic() + REPLY_S
     near.setblocking(False)
     while True:
         with suppress(BlockingIOError):
             near.send(STOP)
         try:
-            server.hear(STOP_S)
+            return server.hear(STOP_S)
         except TimeoutError:
             if time.monotonic() > give_up_s:
                 raise TimeoutError(errno.ETIMEDOUT, "a server of round trips does not stop") from None
-        else:
-            return
 
 
 @contextmanager
