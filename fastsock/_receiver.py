@@ -41,7 +41,8 @@ class Receiver:
     Args:
         sock_or_socks: A bound datagram socket, or several, such as ``bind_udp_group`` makes. The receiver has
             duplicates of its own: closing a socket does not end it. Set options before, because what they make
-            the kernel tell of each datagram is recorded (``bind_udp``), and receive from the sockets no more.
+            the kernel tell of each datagram is recorded (``bind_udp``), and receive from the sockets no more;
+            only an error queue is still read there, with ``recv_errors``, because it takes room in the buffer.
         slots: Datagrams for which each ring has room, rounded up to whole blocks. With UDP GRO they lie side
             by side in ``slots * slot_size`` bytes, and more of them have room where they are short.
         slot_size: Bytes of each datagram that are kept; what is longer is cut and marked ``truncated``.

@@ -120,6 +120,7 @@ cdef class Ring:
     cdef int waiters
 
     cdef Mapping open_mapping(self)
+    cdef int clear(self, Mapping mapping) except -1
     cdef RingBatch take_now(self, uint64_t most)
     cdef int spin(self, int64_t until_ns) except -1
     cdef int let_go(self) except -1

@@ -448,7 +448,7 @@ cdef class Ring:
                     deadline_ns = now_ns + timeout_ns
                 if now_ns >= deadline_ns:
                     if self.watched:
-                        fastsock_ring_clear(mapping.ring, self.event.fd)
+                        self.clear(mapping)
                     return batch
             if self.spin_ns:
                 if until_ns == 0:
@@ -460,7 +460,7 @@ cdef class Ring:
                         until_ns = now_ns       # nothing came, or it is not for us to wait so
                     continue
             # Whoever publishes from here on writes the eventfd.
-            fastsock_ring_clear(mapping.ring, self.event.fd)
+            self.clear(mapping)
             if not fastsock_ring_empty(mapping.ring):
                 continue
             foreign = mapping.ring.producer_pid != os.getpid()
@@ -479,6 +479,13 @@ cdef class Ring:
                     if self.finished and not self.waiters:
                         self.let_go()
 
+    cdef int clear(self, Mapping mapping) except -1:
+        """Make the eventfd unreadable, unless something is there."""
+        with cython.critical_section(self):
+            if self.event.fd >= 0:      # else it may be another file's number by now
+                fastsock_ring_clear(mapping.ring, self.event.fd)
+        return 0
+
     cdef RingBatch take_now(self, uint64_t most):
         """What is there, at most so many; an empty batch where nothing is."""
         cdef Mapping mapping = self.open_mapping()
@@ -492,7 +499,7 @@ cdef class Ring:
             count = fastsock_ring_take(mapping.ring, most, &block, &start)
             if count:
                 batch.show(block, <Py_ssize_t>start, <Py_ssize_t>count)
-                if self.watched and fastsock_ring_empty(mapping.ring):
+                if self.watched and self.event.fd >= 0 and fastsock_ring_empty(mapping.ring):
                     fastsock_ring_clear(mapping.ring, self.event.fd)
         return batch
 
