@@ -131,9 +131,12 @@ def test_the_library_is_cached_where_only_its_owner_writes(monkeypatch, tmp_path
     assert directory == tmp_path / "fastsock"
     assert directory.stat().st_mode & 0o777 == 0o700
     directory.chmod(0o777)
-    elsewhere = native.cache_directory()
-    assert elsewhere != directory
-    assert elsewhere.stat().st_mode & 0o777 == 0o700
+    for cache in (tmp_path, tmp_path / "not there" / "either"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        elsewhere = native.cache_directory()
+        assert not elsewhere.is_relative_to(tmp_path)
+        assert elsewhere.stat().st_mode & 0o777 == 0o700
+    assert not (tmp_path / "not there").exists()
 
 
 def test_what_has_no_room_is_left_out_and_noted(monkeypatch):

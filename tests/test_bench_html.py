@@ -335,6 +335,13 @@ def test_nothing_was_measured(answer):
     assert "not measured" in section(parse(render(report(answer))), "q1").text.lower()
 
 
+def test_notes_of_what_was_not_measured():
+    answer = Answer("a", "A?", "", [Table("t", COLUMNS, [], "No table.")], [Plot("p", "x", "y", [], note="No plot.")])
+    text = section(parse(render(report(answer))), "q1").text
+    assert "No table." in text
+    assert "No plot." in text
+
+
 def test_infinite():
     answer = Answer("a", "A?", "b", [Table("t", COLUMNS[:1], [Row("r", {"ns": math.inf})])])
     assert "∞" in table_of(parse(render(report(answer))), "t").text
@@ -357,11 +364,32 @@ def test_one_baseline_is_in_the_head():
     assert [th.text for th in table.find("thead").find_all("th")][-1] == "Ratio× socket.recv"
 
 
-def test_the_best_row_is_bold(root):
-    best = [tr.find("th").text for tr in table_of(root, "64 bytes").find_all("tr", class_="best")]
-    assert best == ["recv_many"]
-    best = [tr.find("th").text for tr in table_of(root, "Where the time goes").find_all("tr", class_="best")]
-    assert best == ["recv_many"]
+def best_of(table):
+    return {
+        tr.find("th").text: [
+            place for place, td in enumerate(tr.find_all("td")) if "best" in td.attributes.get("class", "").split()
+        ]
+        for tr in table.find("tbody").find_all("tr")
+        if "best" in tr.find("th").attributes["class"].split()
+    }
+
+
+def test_the_best_is_bold(root):
+    assert best_of(table_of(root, "64 bytes")) == {"socket.recv": [2], "socket.recvfrom": [2], "recv_many": [0, 1, 2]}
+    assert best_of(table_of(root, "Where the time goes")) == {"recv_many": [5]}
+
+
+def test_c_is_not_the_best_bar():
+    bars = [Bar("C", {"kernel": 1.0}, "c"), Bar("slow", {"kernel": 3.0}), Bar("fast", {"kernel": 2.0})]
+    table = table_of(parse(render(report(Answer("a", "A?", "b", [], [], [Bars("t", "ns", bars)])))), "t")
+    assert best_of(table) == {"fast": [2]}
+
+
+def test_rows_that_are_no_contestants_have_no_mark_and_no_best():
+    sizes = [row("64 B", 5.0), row("128 B", 6.0)]
+    table = table_of(parse(render(report(Answer("a", "A?", "b", [Table("t", COLUMNS, sizes)])))), "t")
+    assert best_of(table) == {}
+    assert not list(table.find_all("svg"))
 
 
 def test_ratios_have_bars(root):
@@ -369,7 +397,8 @@ def test_ratios_have_bars(root):
     widths = {
         tr.find("th").text: td.attributes["style"]
         for tr in table.find("tbody").find_all("tr")
-        for td in tr.find_all("td", class_="n x")
+        for td in tr.find_all("td")
+        if "x" in td.attributes.get("class", "").split()
     }
     assert widths["C recvmmsg"] == "--w:100.0%"
     assert widths["socket.recv"] == f"--w:{100 * 439 / 880:.1f}%"
@@ -379,7 +408,7 @@ def test_ratios_have_bars(root):
 def test_summary(root):
     found = section(root, "summary")
     assert [dt.text for dt in found.find_all("dt")] == ["1.84\N{HAIR SPACE}×"]
-    assert [dd.text for dd in found.find_all("dd")] == ["recv_manyagainst socket.recv · 64 bytes"]
+    assert [dd.text for dd in found.find_all("dd")] == ["recv_manyagainst socket.recv · How · 64 bytes"]
     assert [a.attributes["href"] for a in found.find_all("a")] == ["#q1", "#q2"]
 
 
@@ -418,7 +447,7 @@ def test_environment(root):
         "kernel": "6.18.5",
         "python": "3.13.0",
         "fastsock": "0.1.0",
-        "turbo": "–unknown",
+        "turbo": "–none",
         "pinned": "yes",
         "load": "0.5, 0.25",
         "net.core.rmem_max": "212992",
@@ -439,8 +468,8 @@ def test_keys_name_each_kind_and_part(root):
 NASTY = "<script>alert(\"1\")</script> & 'x' `<b>`"
 
 
-# Scales, units that are compared, and the kind that the summary is about.
-MEANINGFUL = {"linear", "log", "percentile", "ns", "x", "fastsock"}
+# Scales, the unit of ratios, the kind that the summary is about, and what cells go by.
+MEANINGFUL = {"linear", "log", "percentile", "x", "fastsock", *(column.name for column in COLUMNS)}
 
 
 def nasty(value):
@@ -496,6 +525,23 @@ def test_what_a_later_version_adds_is_left_out():
 def test_reading_is_the_other_way_round_of_writing():
     whole = Answer("q", "Q?", "m", ANSWER.tables, ANSWER.plots[1:], ANSWER.bars[:0], "why", 1.5)
     assert as_answer(json.loads(json.dumps(whole.as_json()))) == whole
+
+
+def test_what_may_be_left_out():
+    found = {"question": "q", "title": "Q?", "method": "m", "tables": [{"title": "t", "columns": [], "rows": []}]}
+    assert as_answer(found) == Answer("q", "Q?", "m", [Table("t", [], [])])
+
+
+def test_null_is_not_a_number():
+    found = report(ANSWER)
+    (answer,) = found["answers"]
+    answer["plots"][0]["lines"][0]["points"][3][1] = None
+    answer["bars"][0]["bars"][1]["parts"]["library"] = None
+    answer["tables"][0]["rows"][2]["cells"]["ns"]["median"] = None
+    root = parse(render(found))
+    assert next(row_of(table_of(root, "Rate by batch size: values"), "8").find_all("td")).text == "–not measured"
+    assert "–not measured" in row_of(table_of(root, "Where the time goes"), "recv_many").text
+    assert row_of(table_of(root, "64 bytes"), "recv_many").find("td").text == "–not measured"
 
 
 def test_deterministic(page):

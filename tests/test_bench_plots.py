@@ -105,6 +105,11 @@ def test_linear_ticks():
     assert labels_of([-3, 3], extend=True) == ["−3", "−2", "−1", "0", "1", "2", "3"]
 
 
+def test_an_axis_that_almost_begins_at_zero_does():
+    assert labels_of([16, 9000], most=5) == ["0", "2 k", "4 k", "6 k", "8 k"]
+    assert labels_of([1000, 1004], most=5) == ["1 k", "1.001 k", "1.002 k", "1.003 k", "1.004 k"]
+
+
 def test_a_time_or_rate_is_shown_from_zero():
     axis = axis_of([90, 100], extend=True)
     assert axis.place(0) == 0
@@ -267,6 +272,12 @@ def test_texts_stay_apart_and_inside(name):
         for other in boxes[index + 1 :]:
             apart = right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
             assert apart, (text, other[-1])
+
+
+def test_the_maximum_is_named_however_little_room_there_is():
+    texts = [box[-1] for box in boxes_of(drawing(PLOTS["percentiles close to the maximum"]))]
+    assert "max" in texts
+    assert "99.99999999" not in texts
 
 
 @pytest.mark.parametrize("name", PLOTS)

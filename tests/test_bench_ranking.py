@@ -1,10 +1,10 @@
-"""Which row of a bench's table is best, and what a table comes to in a line."""
+"""Which cells of a bench's table are best, and what a table comes to in a line."""
 
 import math
 
 import pytest
 
-from fastsock.bench.ranking import best_rows, format_cell, format_quartiles, headline, value_of
+from fastsock.bench.ranking import best_cells, format_cell, format_quartiles, headlines, value_of
 from fastsock.bench.results import Column, Figure, Row, Table
 
 NS = Column("ns", "CPU time", "ns", 0)
@@ -32,31 +32,63 @@ def receive(*, c_ratio=3.0):
     )
 
 
+def contestants(column, *values, kinds=("fastsock", "socket", "asyncio")):
+    """One row for each value, of different kinds."""
+    rows = zip("abc", kinds, values, strict=False)
+    return table([column], *((name, kind, None, {column.name: value}) for name, kind, value in rows))
+
+
 def test_least_time_but_for_c():
-    assert best_rows(receive()) == {2}
+    assert best_cells(receive()) == {(2, "ns"), (2, "ratio")}
 
 
-def test_highest_rate():
-    found = table([TEXT, LOST, RATE], *((n, "fastsock", None, {"lost": 0.0, "rate": r}) for n, r in ("a1", "b3", "c2")))
-    found.rows[0].cells["rate"], found.rows[1].cells["rate"], found.rows[2].cells["rate"] = 1.0, 3.0, 2.0
-    assert best_rows(found) == {1}
+def test_each_time_and_rate_has_its_best():
+    found = table(
+        [TEXT, NS, RATIO, LOST, RATE],
+        ("a", "socket", None, {"ns": 5.0, "ratio": 1.0, "lost": 0.0, "rate": 1.0}),
+        ("b", "fastsock", "a", {"ns": 4.0, "ratio": 1.2, "lost": 5.0, "rate": 2.0}),
+        ("c", "fastsock", "a", {"ns": 4.5, "ratio": 1.1, "lost": 5.0, "rate": 3.0}),
+    )
+    assert best_cells(found) == {(1, "ns"), (1, "ratio"), (2, "rate")}
 
 
-@pytest.mark.parametrize(("column", "best"), [(LOST, {0}), (RATIO, {1}), (TEXT, set()), (NS, {0}), (RATE, {1})])
-def test_direction_by_unit(column, best):
-    found = table([column], *((name, "fastsock", None, {column.name: value}) for name, value in (("a", 1), ("b", 2))))
-    assert best_rows(found) == best
+@pytest.mark.parametrize(
+    ("column", "best"),
+    [
+        (NS, {0}),
+        (RATE, {1}),
+        (RATIO, {1}),
+        (LOST, {0}),
+        (TEXT, set()),
+        (Column("k", "received/s", "k", 1), {1}),
+        (Column("k", "drops/s", "k", 1), {0}),
+        (Column("k", "of a CPU", "%", 1), set()),
+        (Column("k", "memory", "KiB", 1), set()),
+    ],
+)
+def test_direction(column, best):
+    assert best_cells(contestants(column, 1, 2)) == {(index, column.name) for index in best}
 
 
 def test_equal_rows_are_all_best():
-    rows = (("a", 5), ("b", 3), ("c", 3))
-    assert best_rows(table([NS], *((name, "socket", None, {"ns": value}) for name, value in rows))) == {1, 2}
+    assert best_cells(contestants(NS, 5, 3, 3)) == {(1, "ns"), (2, "ns")}
 
 
 def test_none_is_best_alone_or_unmeasured():
-    assert best_rows(table([NS], ("a", "fastsock", None, {"ns": 1}), ("C", "c", None, {"ns": 0.5}))) == set()
-    assert best_rows(table([NS], ("a", "fastsock", None, {"ns": 1}), ("b", "socket", None, {"ns": None}))) == set()
-    assert best_rows(table([NS])) == set()
+    assert best_cells(contestants(NS, 1, 0.5, kinds=("fastsock", "c"))) == set()
+    assert best_cells(contestants(NS, 1, None)) == set()
+    assert best_cells(table([NS])) == set()
+
+
+def by_size(*columns):
+    """Rows that are not contestants."""
+    return table(
+        columns, *((f"{size} B", "fastsock", None, {c.name: size / 100 for c in columns}) for size in (200, 100))
+    )
+
+
+def test_sizes_are_not_ranked():
+    assert best_cells(by_size(NS, RATIO)) == set()
 
 
 @pytest.mark.parametrize("cell", [None, "text", math.nan, math.inf, figure(math.nan)])
@@ -64,11 +96,52 @@ def test_without_a_value(cell):
     assert value_of(cell) is None
 
 
+def plain(found):
+    """(figure, what, where) with usual spaces."""
+    spaces = str.maketrans({"\N{HAIR SPACE}": "", "\N{NO-BREAK SPACE}": " "})
+    return [tuple(part.translate(spaces) for part in (line.figure, line.what, line.where)) for line in found]
+
+
 def test_headline_is_the_highest_ratio_of_fastsock():
-    found = headline(receive())
-    assert found.figure.replace("\N{HAIR SPACE}", "") == "1.97×"
-    assert found.what == "recv_batch"
-    assert found.where == "against socket.recv · 64 bytes"
+    assert plain(headlines(receive())) == [("1.97×", "recv_batch", "against socket.recv · CPU time · 64 bytes")]
+
+
+def test_headline_for_each_ratio():
+    columns = [
+        Column("n1", "64 B", "ns"),
+        Column("r1", "×", "x", 2),
+        Column("n2", "1400 B", "ns"),
+        Column("r2", "×", "x", 2),
+    ]
+    found = table(
+        columns,
+        ("socket.recv", "socket", None, {"r1": 1.0, "r2": 1.0}),
+        ("recv_many", "fastsock", "socket.recv", {"r1": figure(1.84), "r2": figure(1.6)}),
+        ("recv_batch", "fastsock", "socket.recv", {"r1": figure(1.9), "r2": None}),
+    )
+    assert plain(headlines(found)) == [
+        ("1.90×", "recv_batch", "against socket.recv · 64 B · 64 bytes"),
+        ("1.60×", "recv_many", "against socket.recv · 1400 B · 64 bytes"),
+    ]
+
+
+def test_headline_of_a_ratio_that_says_to_what():
+    found = table(
+        [Column("of", "× uvloop", "x", 1)],
+        ("asyncio", "asyncio", None, {"of": 0.1}),
+        ("fastsock.aio", "fastsock", "asyncio", {"of": 2.5}),
+    )
+    assert plain(headlines(found)) == [("2.5×", "fastsock.aio", "against uvloop · 64 bytes")]
+
+
+def test_headline_is_against_the_first_baseline():
+    found = table(
+        [RATIO],
+        ("recv", "socket", None, {"ratio": 1.0}),
+        ("recv_many", "fastsock", "recv", {"ratio": 1.8}),
+        ("recvfrom_many", "fastsock", "recvfrom", {"ratio": 2.4}),
+    )
+    assert plain(headlines(found))[0][:2] == ("1.80×", "recv_many")
 
 
 def test_headline_is_not_against_c():
@@ -78,30 +151,36 @@ def test_headline_is_not_against_c():
         ("recv_many", "fastsock", "C", {"ns": 400.0, "ratio": 9.0}),
         ("recvfrom_many", "fastsock", "recvfrom", {"ns": 500.0, "ratio": 2.0}),
     )
-    assert headline(found).what == "recvfrom_many"
+    assert plain(headlines(found))[0][:2] == ("2.00×", "recvfrom_many")
 
 
 def test_headline_without_ratios_shows_the_best_of_the_others():
-    found = headline(
-        table(
-            [Column("p50", "p50", "us", 1)],
-            ("asyncio", "asyncio", None, {"p50": 61.0}),
-            ("socket", "socket", None, {"p50": figure(13.4)}),
-            ("slower", "fastsock", None, {"p50": figure(14.0)}),
-            ("Socket", "fastsock", None, {"p50": figure(11.2)}),
-            ("C", "c", None, {"p50": 10.0}),
-        )
+    found = table(
+        [Column("p50", "p50", "us", 1)],
+        ("asyncio", "asyncio", None, {"p50": 61.0}),
+        ("socket", "socket", None, {"p50": figure(13.4)}),
+        ("slower", "fastsock", None, {"p50": figure(14.0)}),
+        ("Socket", "fastsock", None, {"p50": figure(11.2)}),
+        ("C", "c", None, {"p50": 10.0}),
     )
-    assert found.figure.replace("\N{NO-BREAK SPACE}", " ") == "11.2 µs"
-    assert found.what == "Socket"
-    assert found.where.replace("\N{NO-BREAK SPACE}", " ") == "socket: 13.4 µs · p50 · 64 bytes"
+    assert plain(headlines(found)) == [("11.2 µs", "Socket", "socket: 13.4 µs · p50 · 64 bytes")]
+
+
+def test_headline_by_sizes_is_a_range():
+    assert plain(headlines(by_size(Column("w", "recv_many", "ns"), Column("r", "×", "x", 1)))) == [
+        ("1.0–2.0×", "recv_many", "lowest and highest row · 64 bytes")
+    ]
+    assert plain(headlines(by_size(Column("r", "×", "x", 1)))) == [("1.0–2.0×", "64 bytes", "lowest and highest row")]
+    assert headlines(by_size(Column("w", "C recvmmsg", "ns"), Column("r", "×", "x", 1))) == []
 
 
 def test_no_headline():
-    assert headline(table([NS], ("socket", "socket", None, {"ns": 1.0}))) is None
-    assert headline(table([TEXT], ("a", "fastsock", None, {"how": "x"}))) is None
-    assert headline(table([NS], ("a", "fastsock", None, {"ns": None}))) is None
-    assert headline(table([RATIO], ("a", "fastsock", None, {"ratio": 1.0}))) is None
+    assert headlines(contestants(NS, 1.0, 2.0, kinds=("socket", "asyncio"))) == []
+    assert headlines(contestants(TEXT, "x", "y")) == []
+    assert headlines(contestants(NS, None, 1.0)) == []
+    assert headlines(contestants(RATIO, 1.0, 2.0)) == []
+    assert headlines(by_size(NS)) == []
+    assert headlines(table([RATIO])) == []
 
 
 @pytest.mark.parametrize(
@@ -113,3 +192,5 @@ def test_cells(cell, text):
 
 def test_quartiles():
     assert format_quartiles(Figure(2.0, 1.5, 2.5), Column("c", "C", "ns", 1)) == "1.5–2.5"
+    assert format_quartiles(Figure(2.0, 2.0, 2.01), Column("c", "C", "ns", 1)) == "2.0–2.0"
+    assert format_quartiles(Figure(2.0, 2.0, 2.0), Column("c", "C", "ns", 1)) == ""

@@ -29,10 +29,12 @@ from fastsock.bench.plots import (
 from fastsock.bench.ranking import (
     CEILING,
     Cell,
-    best_rows,
+    best_cells,
     format_cell,
     format_quartiles,
-    headline,
+    has_contestants,
+    headlines,
+    is_generic,
     is_missing,
     unit_text,
     value_of,
@@ -45,6 +47,8 @@ VERSION = 1
 MAX_HEADLINES = 3
 # Digits in a table's row, about. Wider ones have their quartiles below the medians: always, or on a narrow screen.
 WIDE, MID = 100, 80
+# Characters; longer ones may break into lines.
+LONG_NAME = 36
 
 
 def render(report: dict[str, Any]) -> str:
@@ -105,7 +109,7 @@ def kinds_of(answer: Answer) -> Iterable[str]:
 def render_summary(answers: Sequence[Answer]) -> str:
     items = []
     for index, answer in enumerate(answers, 1):
-        found = [line for line in map(headline, answer.tables) if line is not None]
+        found = [line for table in answer.tables for line in headlines(table)]
         lines = "".join(
             f"<dt>{escape(line.figure)}</dt><dd>{prose(line.what)}<small>{prose(line.where)}</small></dd>"
             for line in found[:MAX_HEADLINES]
@@ -114,7 +118,7 @@ def render_summary(answers: Sequence[Answer]) -> str:
         if answer.skipped:
             body += f"<p>Not measured: {prose(answer.skipped)}</p>"
         elif not found:
-            body += "<p>No ratio to show here.</p>"
+            body += "<p>See the tables and plots.</p>" if answer.tables or answer.plots else "<p>Not measured.</p>"
         elif len(found) > MAX_HEADLINES:
             body += f"<p>and {len(found) - MAX_HEADLINES} more below</p>"
         items.append(f'<li><a href="#q{index}">{escape(answer.title)}</a>{body}</li>')
@@ -162,21 +166,25 @@ class Page:
             body.append("<p>Not measured.</p>")
         return f'<section id="{name}"><h2>{escape(answer.title)}</h2>\n{"".join(body)}</section>\n'
 
-    def render_name(self, name: str, kind: str) -> str:
-        return f'<th scope="row" class="name">{draw_mark(self.kinds[kind])}{escape(name)}</th>'
+    def render_name(self, name: str, kind: str | None, best: bool) -> str:
+        """With the mark of its kind, if it is a contestant."""
+        mark = "" if kind is None else draw_mark(self.kinds[kind])
+        classes = " ".join(["name", *(["long"] if len(name) > LONG_NAME else []), *(["best"] if best else [])])
+        return f'<th scope="row" class="{classes}">{keyed(mark, name)}</th>'
 
     def render_table(self, table: Table) -> str:
         if not table.rows:
             return f'<div class="block"><h3>{escape(table.title)}</h3><p>Not measured.</p>{note(table.note)}</div>\n'
-        best = best_rows(table)
+        best = best_cells(table)
+        marked = has_contestants(table)
         columns = [TableColumn.of(column, table.rows) for column in table.columns]
         add_baselines(columns, table)
         head = "".join(column.head() for column in columns)
         rows = []
         for index, row in enumerate(table.rows):
-            cells = "".join(column.cell(row) for column in columns)
-            chosen = ' class="best"' if index in best else ""
-            rows.append(f"<tr{chosen}>{self.render_name(row.name, row.kind)}{cells}</tr>")
+            cells = "".join(column.cell(row, (index, column.column.name) in best) for column in columns)
+            name = self.render_name(row.name, row.kind if marked else None, any(index == at for at, _ in best))
+            rows.append(f"<tr>{name}{cells}</tr>")
         width = max(18, *(len(row.name) + 3 for row in table.rows)) + sum(column.width for column in columns)
         wide = ' class="wide"' if width > WIDE else ' class="mid"' if width > MID else ""
         shown = (
@@ -209,15 +217,15 @@ class Page:
                 bar_cell(bar.parts[part], digits) if part in bar.parts else f'<td class="n">{missing("none", "")}</td>'
                 for part in parts
             )
-            chosen = ' class="best"' if bar.kind != CEILING and is_whole(bar) and total == best else ""
+            chosen = bar.kind != CEILING and is_whole(bar) and total == best
             rows.append(
-                f"<tr{chosen}>{self.render_name(bar.name, bar.kind)}"
+                f"<tr>{self.render_name(bar.name, bar.kind, chosen)}"
                 f'<td class="stack">{draw_bar(in_order, whole, self.parts, unit_text(bars.unit))}</td>'
-                f"{cells}{bar_cell(total if is_whole(bar) else math.nan, digits)}</tr>"
+                f"{cells}{bar_cell(total if is_whole(bar) else math.nan, digits, chosen)}</tr>"
             )
         unit = f'<span class="u">{escape(unit_text(bars.unit))}</span>' if bars.unit else ""
         head = "".join(
-            f'<th scope="col" class="n">{draw_part_key(self.parts[part])}{escape(part)}{unit}</th>' for part in parts
+            f'<th scope="col" class="n">{keyed(draw_part_key(self.parts[part]), part)}{unit}</th>' for part in parts
         )
         shown = (
             f'<table class="bars"><caption>{escape(bars.title)}</caption><thead><tr>'
@@ -241,7 +249,7 @@ class Page:
         found = [{x: y for x, y in line.points if math.isfinite(x)} for line in plot.lines]
         places = sorted({x for points in found for x in points})
         head = "".join(
-            f'<th scope="col" class="n">{draw_mark(self.kinds[line.kind])}{escape(line.name)}</th>'
+            f'<th scope="col" class="n">{keyed(draw_mark(self.kinds[line.kind]), line.name)}</th>'
             for line in plot.lines
         )
         rows = []
@@ -268,7 +276,12 @@ class Page:
                 "round, where both ran one after the other, and the median of those is shown: the machine's drift "
                 "cancels out. The shade behind it has the length of the ratio.",
             ),
-            ("<b>Bold</b>", "The best row of a table, other than C's."),
+            (
+                "Summary",
+                "For each ratio, fastsock's highest against the first baseline of the table; where the rows are sizes, "
+                "the lowest and the highest.",
+            ),
+            ("<b>Bold</b>", "The best of each time or rate, C aside."),
             (
                 "C",
                 "The same calls from C, without Python: what the kernel alone takes. No Python program can be "
@@ -297,15 +310,27 @@ class Page:
         )
 
 
+def breakable(text: str) -> str:
+    """Long names of functions may break after a dot or an underscore."""
+    return re.sub(r"([._])(?=\w)", r"\1<wbr>", escape(text))
+
+
+def keyed(key: str, text: str) -> str:
+    """A text that may break into lines, but not before its first word."""
+    first, space, rest = text.partition(" ")
+    return f'<span class="keyed">{key}{escape(first)}</span>{escape(space + rest)}'
+
+
 def is_whole(bar: Bar) -> bool:
     """Every part of it was measured."""
     return bool(bar.parts) and all(is_drawable(value) for value in bar.parts.values())
 
 
-def bar_cell(value: float, digits: int | None = None) -> str:
+def bar_cell(value: float, digits: int | None = None, best: bool = False) -> str:
     if math.isnan(value):
         return f'<td class="n">{missing()}</td>'
-    return f'<td class="n">{format_significant(value) if digits is None else format_fixed(value, digits)}</td>'
+    text = format_significant(value) if digits is None else format_fixed(value, digits)
+    return f'<td class="n{" best" if best else ""}">{text}</td>'
 
 
 @dataclass(slots=True)
@@ -318,39 +343,39 @@ class TableColumn:
     """Digits that the widest quartiles take; 0 without any."""
     width: float
     """Of the column, in digits."""
-    most: float
-    """The largest value."""
+    most: float = 0.0
+    """The largest ratio of the table."""
     baseline: str | None = None
     """What all ratios of the column are to."""
     baselines: bool = False
-    """It is followed by a column of what each ratio is to."""
+    """It is followed by a column of what the ratios are to."""
 
     @classmethod
     def of(cls, column: Column, rows: Sequence[Row]) -> TableColumn:
         cells = [row.cells.get(column.name) for row in rows]
-        texts = [column.title, *(format_cell(cell, column) for cell in cells)]
+        texts = [*column.title.split(), *(format_cell(cell, column) for cell in cells)]
         quartiles = max((digits_wide(format_quartiles(cell, column)) for cell in cells if is_figure(cell)), default=0)
-        values = [value for cell in cells if (value := value_of(cell)) is not None]
         return cls(
             column,
             numeric=not any(isinstance(cell, str) for cell in cells),
             quartiles=quartiles,
-            width=max(map(digits_wide, texts)) + 0.86 * quartiles + 3,
-            most=max(values, default=0.0),
+            width=max(map(digits_wide, texts), default=0) + 0.86 * quartiles + 3,
         )
 
     def head(self) -> str:
-        unit = unit_text(self.column.unit) + (f" {self.baseline}" if self.baseline is not None else "")
+        # A ratio's title mostly is the sign itself.
+        unit = "" if "×" in self.column.title else unit_text(self.column.unit)
+        unit = f"{unit} {self.baseline or ''}".strip()
         below = f'<span class="u">{escape(unit)}</span>' if unit else ""
         style = f' style="--q:{self.quartiles:.1f}ch"' if self.quartiles else ""
         more = '<th scope="col" class="against">against</th>' if self.baselines else ""
-        return f'<th scope="col"{self.classes()}{style}>{escape(self.column.title)}{below}</th>{more}'
+        return f'<th scope="col"{self.classes()}{style}>{breakable(self.column.title)}{below}</th>{more}'
 
     def classes(self, *more: str) -> str:
         names = [*(["n"] if self.numeric else []), *more]
         return f' class="{" ".join(names)}"' if names else ""
 
-    def cell(self, row: Row) -> str:
+    def cell(self, row: Row, best: bool) -> str:
         cell = row.cells.get(self.column.name)
         more = f'<td class="against">{escape(row.baseline or "")}</td>' if self.baselines else ""
         if is_missing(cell):
@@ -358,10 +383,11 @@ class TableColumn:
         quartiles = self.room(format_quartiles(cell, self.column)) if is_figure(cell) else self.room()
         value = value_of(cell)
         text = escape(format_cell(cell, self.column))
+        bold = ["best"] if best else []
         if self.column.unit == "x" and value is not None and value > 0 and is_drawable(value):
             style = f' style="--w:{100 * (value / self.most):.1f}%"'
-            return f"<td{self.classes('x')}{style}>{text}{quartiles}</td>{more}"
-        return f"<td{self.classes()}>{text}{quartiles}</td>{more}"
+            return f"<td{self.classes('x', *bold)}{style}>{text}{quartiles}</td>{more}"
+        return f"<td{self.classes(*bold)}>{text}{quartiles}</td>{more}"
 
     def room(self, text: str = "") -> str:
         """Quartiles, or the room that they would take, so that medians stand below each other."""
@@ -380,16 +406,23 @@ def digits_wide(text: str) -> float:
 
 
 def add_baselines(columns: Sequence[TableColumn], table: Table) -> None:
-    """Say what the ratios are to: in the head of their column, or in one beside it if not all are to the same."""
-    baselines = list(dict.fromkeys(row.baseline for row in table.rows if row.baseline is not None))
+    """What the table's ratios have in common: their scale, and what they are to.
+
+    That is said in the heads of their columns, or in a column of its own if not all are to the same.
+    """
     ratios = [column for column in columns if column.column.unit == "x"]
-    if not ratios or not baselines:
-        return
+    values = [value_of(row.cells.get(column.column.name)) for column in ratios for row in table.rows]
+    most = max((value for value in values if value is not None), default=0.0)
+    for column in ratios:
+        column.most = most
+    baselines = list(dict.fromkeys(row.baseline for row in table.rows if row.baseline is not None))
+    generic = [column for column in ratios if is_generic(column.column)]
     if len(baselines) == 1:
-        ratios[0].baseline = baselines[0]
-    else:
-        ratios[0].baselines = True
-        ratios[0].width += max(map(len, baselines))
+        for column in generic:
+            column.baseline = baselines[0]
+    elif generic and baselines:
+        generic[-1].baselines = True
+        generic[-1].width += max(map(len, baselines))
 
 
 # The environment.
@@ -414,7 +447,7 @@ def machine_parts(environment: Mapping[str, Any]) -> list[str]:
         kernel,
         f"{first('implementation') or 'Python'} {python}" if python else "",
         f"fastsock {ours}" if ours else "",
-        first("date", "started", "time"),
+        re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d).*(\+00:00|Z)$", r"\1 \2 UTC", first("date", "started", "time")),
     ]
     return [part for part in parts if part]
 
@@ -439,8 +472,7 @@ def flatten(found: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, A
 
 def render_facts(title: str, facts: Mapping[str, Any]) -> str:
     rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>'
-        f'<td class="mono">{escape(fact(value)) or missing("unknown")}</td></tr>\n'
+        f'<tr><th scope="row">{escape(name)}</th><td class="mono">{escape(fact(value)) or missing("none")}</td></tr>\n'
         for name, value in facts.items()
     )
     caption = f"<caption>{escape(title[:1].upper() + title[1:])}</caption>" if title else ""

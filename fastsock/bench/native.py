@@ -37,14 +37,16 @@ def compiler() -> list[str]:
 
 def cache_directory() -> Path:
     """The user's cache, or a directory that is gone with this process."""
-    with_home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fastsock"
     try:
-        with_home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = with_home.stat()
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        directory = caches / "fastsock"
+        for path in (caches, directory):
+            path.mkdir(mode=0o700, exist_ok=True)
+        found = directory.stat()
         # What is loaded from there runs as this user.
-        if found.st_uid == os.geteuid() and not found.st_mode & 0o022 and os.access(with_home, os.W_OK):
-            return with_home
-    except (OSError, RuntimeError):  # no home: RuntimeError
+        if found.st_uid == os.geteuid() and not found.st_mode & 0o022 and os.access(directory, os.W_OK):
+            return directory
+    except (OSError, RuntimeError):  # RuntimeError: no home
         pass
     temporary = tempfile.mkdtemp(prefix="fastsock-")
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)

@@ -109,28 +109,34 @@ main>section:first-child{margin-top:2.25rem}
 .block{margin:2rem 0 0}
 figure{margin:2rem 0 0}
 caption,figcaption{text-align:left;font-size:.9375rem;line-height:1.4;font-weight:600;padding:0 0 .5rem}
-.scroll{overflow-x:auto;scrollbar-width:thin}
+.scroll{overflow-x:auto;scrollbar-width:thin;position:relative}
 table{border-collapse:collapse;width:100%;font-size:.875rem;line-height:1.4;font-variant-numeric:tabular-nums}
 th,td{padding:.36rem .6rem;text-align:left;vertical-align:baseline;font-weight:400}
 th:first-child,td:first-child{padding-left:.25rem}
-thead th{color:var(--soft);vertical-align:bottom;white-space:nowrap;border-bottom:1px solid var(--soft);
+thead th{color:var(--soft);vertical-align:bottom;border-bottom:1px solid var(--soft);
  line-height:1.25}
 tbody tr{border-bottom:1px solid var(--faint)}
 tbody tr:last-child{border-bottom-color:var(--rule)}
 .n{text-align:right;white-space:nowrap}
-.u{display:block;font-size:.75rem}
-.q{display:inline-block;margin-left:.5em;font-size:.75rem;color:var(--soft);font-weight:400;text-align:left}
-.best th,.best td{font-weight:650}
-.best .q,.best .against{font-weight:400}
+thead .n{white-space:normal}
+.keyed{white-space:nowrap}
+.u{display:block;font-size:.857em}
+.q{display:inline-block;margin-left:.5em;font-size:.857em;color:var(--soft);font-weight:400;text-align:left}
+.best{font-weight:650}
+.best .q{font-weight:400}
 .x{background:linear-gradient(var(--wash),var(--wash)) 0 50%/var(--w) calc(100% - 5px) no-repeat;
  -webkit-print-color-adjust:exact;print-color-adjust:exact}
-thead .n[style]{padding-right:calc(0.975rem + .857*var(--q))}
-.against{font-size:.75rem;color:var(--soft);font-weight:400;white-space:nowrap}
+thead .n[style]{padding-right:calc(.6rem + .43em + .857*var(--q))}
+.against{font-size:.857em;color:var(--soft);font-weight:400;white-space:nowrap}
+.wide{font-size:.8125rem}
+.wide th,.wide td{padding-left:.4rem;padding-right:.4rem}
+.wide .name{min-width:5rem}
 .wide .q{display:block;margin:0;min-width:0!important;text-align:right}
-.wide thead .n[style]{padding-right:.6rem}
-.name{min-width:9rem}
+.wide thead .n[style]{padding-right:.4rem}
+.name{min-width:8rem;white-space:nowrap}
+.long{white-space:normal}
 .key{width:.75rem;height:.75rem;margin-right:.4rem;vertical-align:-.06rem;overflow:visible}
-.bars .stack{width:50%;min-width:15rem;vertical-align:middle}
+.bars .stack{width:38%;min-width:9rem;vertical-align:middle}
 .bar{display:block;overflow:visible}
 .bar rect{stroke:var(--ground);stroke-width:1}
 .hatch{stroke:var(--hatch);stroke-width:1.1;fill:none;opacity:.75}
@@ -152,10 +158,11 @@ details{margin:.25rem 0 0;font-size:.875rem}
 summary{color:var(--soft);cursor:pointer;width:max-content}
 details[open] summary{margin-bottom:.4rem}
 .facts th{color:var(--soft);width:14rem;vertical-align:top}
-.facts td{overflow-wrap:anywhere;white-space:pre-wrap}
+.facts td{overflow-wrap:anywhere;white-space:pre-wrap;font-size:.93em}
+.facts th,.facts td{padding-top:.2rem;padding-bottom:.2rem}
 .kinds{list-style:none;padding:0;margin:0 0 .8rem;display:flex;flex-wrap:wrap;gap:.2rem 1.4rem}
-.reading dt{font-weight:600;margin-top:.7rem}
-.reading dd{margin:0;max-width:44rem}
+.reading{display:grid;grid-template-columns:max-content minmax(0,40rem);gap:.55rem 1.5rem;margin:1.2rem 0 0}
+.reading dd{margin:0}
 @media (max-width:70rem){
  .page{display:block;max-width:54rem}
  nav{position:static;max-height:none;margin:1.25rem 0 0}
@@ -166,12 +173,13 @@ details[open] summary{margin-bottom:.4rem}
  .mid thead .n[style]{padding-right:.6rem}
 }
 @media screen and (max-width:40rem){
+ .reading{display:block}
+ .reading dt{margin-top:.7rem}
  .q{display:block;margin:0;min-width:0!important;text-align:right}
  thead .n[style]{padding-right:.6rem}
  .page{padding:1.25rem 1rem 3rem}
  h2{font-size:1.3rem}
  .headlines{grid-template-columns:minmax(0,1fr)}
- .bars .stack{min-width:12rem}
  .facts th{width:9rem}
 }
 @media (forced-colors:active){
@@ -182,14 +190,18 @@ details[open] summary{margin-bottom:.4rem}
 }
 @page{margin:16mm 15mm}
 @media print{
- body{font-size:10.5pt;line-height:1.45}
+ html{font-size:10.5pt}
+ body{font-size:1rem;line-height:1.45}
  .page{display:block;max-width:none;padding:0}
  nav,.skip,details{display:none}
  section{margin-top:2.2rem}
  h2{font-size:1.3rem}
  h2,h3,.method,.reading dt,caption,figcaption{break-after:avoid;page-break-after:avoid}
  p,dd,li{break-inside:avoid;orphans:3;widows:3}
- table{font-size:8.5pt}
+ table{font-size:8.5pt;line-height:1.3}
+ .wide{font-size:8pt}
+ th,td{padding-top:.2rem;padding-bottom:.2rem}
+ .facts th,.facts td{padding-top:.12rem;padding-bottom:.12rem}
  thead{display:table-header-group}
  .block,figure,table,tr,svg,.headlines>li{break-inside:avoid;page-break-inside:avoid}
  .scroll{overflow:visible}

@@ -172,7 +172,7 @@ def number(value: float) -> str:
 
 def draw_lines(plot: Plot, slots: Mapping[str, int], name: str) -> str:
     """A plot as SVG; empty if it has no point that could be drawn. `name` begins the ids in it."""
-    x_axis = make_axis([x for line in plot.lines for x, y in line.points if math.isfinite(y)], plot.x_scale)
+    x_axis = make_axis([x for line in plot.lines for x, y in line.points if math.isfinite(y)], plot.x_scale, most=10)
     y_axis = make_axis([y for line in plot.lines for _, y in line.points], plot.y_scale, extend=True, most=6)
     if x_axis is None or y_axis is None:
         return ""

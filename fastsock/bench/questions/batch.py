@@ -90,4 +90,4 @@ def run(plan: Plan) -> Answer:
     return Answer("batch", QUESTION.title, DRAIN, tables=tables, plots=plots, skipped="" if tables else found.note)
 
 
-QUESTION = Question("batch", "How many datagrams should a call take?", run, weight=1.5)
+QUESTION = Question("batch", "How many datagrams should a call take?", run, weight=2)
