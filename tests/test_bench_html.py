@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 import pytest
 
 from fastsock.bench.axes import NARROW_SPACE, format_exact, format_fixed, format_significant
-from fastsock.bench.html import render
+from fastsock.bench.html import common_digits, render
 from fastsock.bench.page_style import DARK, LIGHT
 from fastsock.bench.reports import as_answer
 from fastsock.bench.results import Answer, Bar, Bars, Column, Figure, Line, Plot, Row, Table
@@ -267,7 +267,24 @@ def test_every_point_of_a_plot(root):
                 if math.isnan(y):
                     assert shown == "–not measured"
                 else:
-                    assert number_of(shown) == pytest.approx(y, rel=5e-4)
+                    assert number_of(shown) == pytest.approx(y, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("values", "digits"),
+    [
+        ([0.77, 1.0354], 3),
+        ([52.1, 813.0], 1),
+        ([12345.0, 67890.0], 0),
+        ([0.0, 0.02], 5),
+        ([1e-9], 12),
+        ([1.5, 1e6], None),
+        ([math.nan], None),
+        ([], None),
+    ],
+)
+def test_digits_of_a_column_of_points(values, digits):
+    assert common_digits(values) == digits
 
 
 def test_every_part_of_a_bar(root):

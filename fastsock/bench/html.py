@@ -247,6 +247,7 @@ class Page:
     def render_points(self, plot: Plot) -> str:
         """The values of a plot, for those who do not see it and for copying."""
         found = [{x: y for x, y in line.points if math.isfinite(x)} for line in plot.lines]
+        digits = [common_digits(list(points.values())) for points in found]
         places = sorted({x for points in found for x in points})
         head = "".join(
             f'<th scope="col" class="n">{keyed(draw_mark(self.kinds[line.kind]), line.name)}</th>'
@@ -254,7 +255,9 @@ class Page:
         )
         rows = []
         for x in places:
-            cells = "".join(bar_cell(points.get(x, math.nan)) for points in found)
+            cells = "".join(
+                bar_cell(points.get(x, math.nan), column) for points, column in zip(found, digits, strict=True)
+            )
             rows.append(f'<tr><th scope="row" class="n">{format_exact(x)}</th>{cells}</tr>')
         table = (
             f'<table><caption class="hidden">{escape(f"{plot.title}: values")}</caption>'
@@ -324,6 +327,14 @@ def keyed(key: str, text: str) -> str:
 def is_whole(bar: Bar) -> bool:
     """Every part of it was measured."""
     return bool(bar.parts) and all(is_drawable(value) for value in bar.parts.values())
+
+
+def common_digits(values: Sequence[float]) -> int | None:
+    """Decimals that give the largest four significant digits; None where the smallest would lose them."""
+    sizes = [abs(value) for value in values if value and is_drawable(value)]
+    if not sizes or max(sizes) > 100 * min(sizes):
+        return None
+    return max(0, min(12, 3 - math.floor(math.log10(max(sizes)))))
 
 
 def bar_cell(value: float, digits: int | None = None, best: bool = False) -> str:
