@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from command import wait_until
 
-from fastsock.bench import echo
-from fastsock.bench.ends import Ends, compiled, connected_pair, parse_cpus, served, two_cpus
+from fastsock.bench import echo, native
+from fastsock.bench.ends import Ends, connected_pair, parse_cpus, served, two_cpus
 from fastsock.bench.question import Plan
 from fastsock.bench.questions import latency
 from fastsock.bench.results import Figure
@@ -25,10 +25,11 @@ def here(way):
     return way
 
 
-@pytest.fixture(scope="module")
-def native():
-    with compiled() as library:
-        yield library
+@pytest.fixture
+def library():
+    """The path of echo.c's."""
+    found = native.built("echo.c")
+    return None if isinstance(found, str) else found._name
 
 
 def is_running(pid):
@@ -42,7 +43,7 @@ def is_running(pid):
 # --- for real ------------------------------------------------------------------------------------------------
 
 
-def test_answer_of_one_round():
+def test_answer_of_one_round(library):
     affinity = os.sched_getaffinity(0)
     seen = []
     plan = Plan(0.0, 1, sizes=(64,), rounds=1, progress=lambda what, share: seen.append((what, share)))
@@ -57,8 +58,7 @@ def test_answer_of_one_round():
     assert "coordinated omission" in answer.method
     assert len(answer.tables) == (5 if len(affinity) > 1 else 2)
     assert len(answer.plots) == 2 * len(answer.tables)
-    with compiled() as library:
-        ways = latency.available(library)
+    ways = latency.available(library)
     assert set(ways) >= {*echo.THREADED, "asyncio", "fastsock.aio"}
     expected = [set(ways) - set(echo.UNTHREADED), set(ways) - set(echo.SPINNING), *[set(ways)] * 3]
     for table, names in zip(answer.tables, expected, strict=False):
@@ -88,19 +88,16 @@ def test_one_cpu_is_enough(monkeypatch):
     assert "may use one CPU" in answer.tables[-1].note
 
 
-def test_without_a_compiler(monkeypatch):
-    monkeypatch.setenv("CC", "/nowhere/cc -m64")
-    with compiled() as library:
-        assert library is None
-    assert not set(latency.available(None)) & set(echo.NATIVE)
+def test_without_a_compiler():
+    assert set(latency.available("echo.so")) - set(latency.available(None)) == set(echo.NATIVE)
 
 
 @pytest.mark.parametrize("way", [*WAYS, *echo.NATIVE])
-def test_every_way_answers_each_request_once(way, native):
+def test_every_way_answers_each_request_once(way, library):
     """Several at once too, with what was sent."""
-    if way in echo.NATIVE and native is None:
+    if way in echo.NATIVE and library is None:
         pytest.skip("no C compiler")
-    with Ends([here(way)]) as ends, served(ends.server(way), way, None, library=native) as near:
+    with Ends([here(way)]) as ends, served(ends.server(way), way, None, library=library) as near:
         near.settimeout(30)
         sent = [echo.request(number, 14 + 100 * number) for number in range(20)]
         for first in (0, 1, 5):
@@ -110,11 +107,11 @@ def test_every_way_answers_each_request_once(way, native):
 
 
 @pytest.mark.parametrize("way", [*WAYS, *echo.NATIVE])
-def test_an_answer_that_does_not_come_ends_the_turn(way, native):
-    if way in echo.NATIVE and native is None:
+def test_an_answer_that_does_not_come_ends_the_turn(way, library):
+    if way in echo.NATIVE and library is None:
         pytest.skip("no C compiler")
     timeout_s = 0.02
-    spec = {"library": native, "size": 64, "duration_ns": 10**12, "timeout_s": timeout_s, "most": 100}
+    spec = {"library": library, "size": 64, "duration_ns": 10**12, "timeout_s": timeout_s, "most": 100}
     with Ends([here(way)]) as ends, connected_pair() as (near, _):
         client = ends.client(way)
         found = client.call([near], 0, do="trips", way=way, cpu=None, **spec)
@@ -211,17 +208,20 @@ def ends_of(pid):
 # --- what it comes to ----------------------------------------------------------------------------------------
 
 
-def record(values, missing=0, medians=None):
+def record(values, missing=0):
     found = latency.Record()
     found.add(values, missing)
-    if medians:
-        found.medians = medians
     return found
+
+
+SAME = Figure(1.0, 1.0, 1.0)
 
 
 def test_a_percentile_is_told_where_ten_samples_are_above():
     def cells(count):
-        (row,) = latency.table_of("", {"socket.recv": record(range(1000, 1000 + count))}, "").rows
+        (row,) = latency.table_of(
+            "", {"socket.recv": record(range(1000, 1000 + count))}, {"socket.recv": SAME}, ""
+        ).rows
         return [name for name in latency.PERCENTILES if row.cells[name] is not None]
 
     assert cells(19) == []
@@ -234,16 +234,24 @@ def test_a_percentile_is_told_where_ten_samples_are_above():
 
 def test_cells():
     records = {
-        "socket.recv": record([2000] * 100, medians=[2000.0, 4000.0, 4000.0]),
-        "Socket.recv": record([1000] * 99 + [200_000_000], missing=1, medians=[1000.0, 1000.0, 4000.0]),
+        "socket.recv": record([2000] * 100),
+        "Socket.recv": record([1000] * 99 + [200_000_000], missing=1),
     }
-    table = latency.table_of("title", records, "note")
+    faster = Figure(2.0, 1.9, 2.1)
+    table = latency.table_of("title", records, {"socket.recv": SAME, "Socket.recv": faster}, "note")
     assert [row.name for row in table.rows] == ["socket.recv", "Socket.recv"]
     cells = table.rows[1].cells
     assert cells["p50"] == cells["p90"] == pytest.approx(1.0, rel=0.01)
     assert (cells["max"], cells["samples"], cells["missing"], cells["p99"]) == (200_000.0, 100, 1, None)
-    assert cells["ratio"] == Figure(2.0, 1.5, 3.0)
+    assert cells["ratio"] == faster
     assert "late" not in cells
+
+
+def test_a_turn_tells_its_median_and_adds_to_the_histogram():
+    found = latency.Record()
+    assert found.add([1000, 3000, 2000], 0) == {"p50": 2000}
+    assert found.add([9000], 1) == {"p50": 9000}
+    assert (found.histogram.count, found.histogram.maximum, found.missing) == (4, 9000, 1)
 
 
 def test_curves_end_where_samples_do():

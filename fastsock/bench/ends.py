@@ -5,16 +5,13 @@ May import echo, for what a command names. Imports only the standard library oth
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import mmap
 import os
-import shlex
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -24,7 +21,6 @@ from typing import Any, Self
 
 from fastsock.bench import echo
 
-SOURCE = Path(echo.__file__).with_name("echo.c")
 ROOT = Path(echo.__file__).parent.parent.parent
 """Where fastsock was imported from."""
 REPLY_S = 20.0
@@ -176,23 +172,6 @@ def stop(server: End, near: socket.socket) -> dict[str, Any]:
         except TimeoutError:
             if time.monotonic() > give_up_s:
                 raise TimeoutError(errno.ETIMEDOUT, "a server of round trips does not stop") from None
-
-
-@contextmanager
-def compiled() -> Iterator[str | None]:
-    """echo.c as a shared library, gone behind the block; None where $CC, or cc, does not compile it."""
-    with tempfile.TemporaryDirectory(prefix="fastsock-") as directory:
-        target = os.path.join(directory, "echo.so")
-        compiler = shlex.split(os.environ.get("CC") or "cc")
-        try:
-            subprocess.run(
-                [*compiler, "-O2", "-shared", "-fPIC", "-o", target, str(SOURCE)], check=True, capture_output=True
-            )
-            ctypes.CDLL(target)  # of another architecture it would not load
-        except (OSError, subprocess.CalledProcessError):
-            yield None
-        else:
-            yield target
 
 
 def two_cpus() -> list[int]:

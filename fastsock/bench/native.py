@@ -22,7 +22,7 @@ from typing import Any
 
 from fastsock.bench.contestants import VLEN, Link, Run
 
-SOURCE = Path(__file__).with_name("native.c")
+SOURCES = Path(__file__).parent
 FLAGS = ["-O2", "-Wall", "-Wextra", "-shared", "-fPIC"]
 MAX_VLEN = 1024
 ARENA_SIZE = 4 << 20
@@ -54,18 +54,18 @@ def cache_directory() -> Path:
 
 
 @functools.cache
-def built() -> ctypes.CDLL | str:
-    """The library, or why there is none; compiled once, and again where the source or the compiler changed."""
+def built(name: str = "native.c") -> ctypes.CDLL | str:
+    """A library of C, or why there is none; compiled once, and again where the source or the compiler changed."""
     command = [*compiler(), *FLAGS]
-    source = SOURCE.read_bytes()
-    digest = hashlib.sha256(source + " ".join([*command, os.uname().machine]).encode()).hexdigest()[:16]
+    source = SOURCES / name
+    digest = hashlib.sha256(source.read_bytes() + " ".join([*command, os.uname().machine]).encode()).hexdigest()[:16]
     directory = cache_directory()
-    target = directory / f"native-{digest}.so"
+    target = directory / f"{source.stem}-{digest}.so"
     try:
         if not target.exists():
             unfinished = target.with_suffix(f".{os.getpid()}")
             done = subprocess.run(
-                [*command, "-o", str(unfinished), str(SOURCE)], stderr=subprocess.PIPE, text=True, check=False
+                [*command, "-o", str(unfinished), str(source)], stderr=subprocess.PIPE, text=True, check=False
             )
             if done.returncode:
                 return f"{command[0]} could not compile it: {(done.stderr.splitlines() or ['no message'])[0]}"

@@ -1,7 +1,7 @@
 """How long does an answer take, and the slowest of many?
 
 Round trips between processes are measured by echo.py in processes of their own; here is who takes a turn when, and what
-the times come to. May import ends, openloop, histogram, paired and the shapes.
+the times come to. May import ends, openloop, histogram, paired, native and the shapes.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import importlib.util
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from fastsock.bench import echo
-from fastsock.bench.ends import Ends, compiled, connected_pair, served, two_cpus
+from fastsock.bench import echo, native
+from fastsock.bench.ends import Ends, connected_pair, served, two_cpus
 from fastsock.bench.histogram import Histogram
 from fastsock.bench.openloop import latencies
+from fastsock.bench.paired import Rounds, take_turns
 from fastsock.bench.question import Plan, Question
 from fastsock.bench.results import Answer, Column, Figure, Line, Plot, Row, Table
 
@@ -46,8 +47,6 @@ WARMING = {"warm_ns": 2_000_000, "warm": 64, "quiet_ns": TIMEOUT_NS // 10}
 LEAST_ANSWERS = 500
 """Of which it is told what a contestant can do, where they come in reasonable time."""
 BARS_PER_OCTAVE = 8
-MAX_ROUNDS = 1000
-LEAST_ROUNDS = 2
 AIM_ROUNDS = 5
 """Turns are as long as leaves room for so many rounds, within TURN_S."""
 TURN_S = (0.004, 0.15)
@@ -61,8 +60,11 @@ METHOD = (
     "counts from when a request was due, so that a stall is felt by every request that it delays (no coordinated "
     "omission); the client looks for answers without sleeping, the same one for all. An answer that does not come "
     "within {timeout:.0f} ms is missing, and counts as that at least. Percentiles are over all rounds, within 1 %, "
-    "and told where {beyond} samples lie above. Ratios are {baseline}'s p50 / the contestant's, of each round."
+    "and told where {beyond} samples lie above. × is {baseline}'s p50 / the contestant's, of each round."
 )
+
+
+Measures = dict[str, float]
 
 
 @dataclass(slots=True)
@@ -70,23 +72,20 @@ class Record:
     """What a contestant came to in one phase."""
 
     histogram: Histogram = field(default_factory=Histogram)
-    medians: list[float] = field(default_factory=list)
-    """One for each round."""
     missing: int = 0
     late: Histogram = field(default_factory=Histogram)
     """How much later than due requests were sent."""
     cpu: list[float] = field(default_factory=list)
     """The share of its CPU that the client had, which never sleeps."""
 
-    def add(self, ns: Iterable[int], missing: int) -> None:
-        values = list(ns)
-        self.histogram.update(values)
-        self.medians.append(statistics.median(values))
+    def add(self, ns: list[int], missing: int) -> Measures:
+        """One turn; its median, for paired ratios."""
+        self.histogram.update(ns)
         self.missing += missing
+        return {"p50": statistics.median(ns)}
 
 
 Records = dict[str, Record]
-Turn = Callable[[str, Record], None]
 
 
 def kind_of(way: str) -> str:
@@ -98,10 +97,10 @@ def kind_of(way: str) -> str:
     return way if way in ("asyncio", "uvloop") else "fastsock"
 
 
-def available(native: str | None) -> list[str]:
-    """The contestants that can take part here."""
+def available(library: str | None) -> list[str]:
+    """The contestants that can take part here; those in C where echo.c was built."""
     loops = [way for way, (kind, _) in echo.LOOPS.items() if importlib.util.find_spec(kind)]
-    return [*echo.THREADED, *loops, *(echo.NATIVE if native else ())]
+    return [*echo.THREADED, *loops, *(echo.NATIVE if library else ())]
 
 
 @dataclass(slots=True)
@@ -109,14 +108,15 @@ class Bench:
     """The processes, and the turns that contestants take in them."""
 
     ends: Ends
-    native: str | None
+    library: str | None
+    """echo.c, where it was built."""
     size: int
     until_s: float
     """When it is too late to take a turn again."""
 
     def spec(self, turn_s: float) -> dict[str, Any]:
         return {
-            "library": self.native,
+            "library": self.library,
             "size": self.size,
             "duration_ns": int(turn_s * 1e9),
             "timeout_s": TIMEOUT_NS / 1e9,
@@ -124,32 +124,32 @@ class Bench:
             **WARMING,
         }
 
-    def one_thread(self, cpu: int, turn_s: float, way: str, record: Record) -> None:
+    def one_thread(self, cpu: int, turn_s: float, way: str, record: Record) -> Measures:
         client = self.ends.client(way)
         with connected_pair() as (near, far):
             found = client.call([near, far], turn_s, do="both", way=way, cpu=cpu, **self.spec(turn_s))
-        record.add(client.samples[: found["count"]], found["missing"])
+        return record.add(client.samples[: found["count"]].tolist(), found["missing"])
 
-    def round_trips(self, cpus: tuple[int, int], turn_s: float, way: str, record: Record) -> None:
+    def round_trips(self, cpus: tuple[int, int], turn_s: float, way: str, record: Record) -> Measures:
         client = self.ends.client(way)
-        with served(self.ends.server(way), way, cpus[1], library=self.native) as near:
+        with served(self.ends.server(way), way, cpus[1], library=self.library) as near:
             found = client.call([near], turn_s, do="trips", way=way, cpu=cpus[0], **self.spec(turn_s))
-        record.add(client.samples[: found["count"]], found["missing"])
+        return record.add(client.samples[: found["count"]].tolist(), found["missing"])
 
-    def capacity(self, cpus: tuple[int, int], turn_s: float, way: str, rates: list[float]) -> None:
-        """Answers a second, as one more of `rates`."""
-        with served(self.ends.server(way), way, cpus[1], library=self.native) as near:
+    def capacity(self, cpus: tuple[int, int], turn_s: float, way: str) -> Measures:
+        """Answers a second."""
+        with served(self.ends.server(way), way, cpus[1], library=self.library) as near:
             spec = {**self.spec(turn_s), "window": WINDOW, "least": LEAST_ANSWERS}
             found = self.ends.generator.call([near], turn_s, do="capacity", cpu=cpus[0], **spec)
-        rates.append(found["answers"] / found["ns"] * 1e9)
+        return {"per_s": found["answers"] / found["ns"] * 1e9}
 
-    def at_rate(self, cpus: tuple[int, int], rate: float, turn_s: float, way: str, record: Record) -> None:
+    def at_rate(self, cpus: tuple[int, int], rate: float, turn_s: float, way: str, record: Record) -> Measures:
         count = min(echo.MAX_SAMPLES, max(2, round(rate * turn_s)))
         interval_ns = round(1e9 / rate)
         samples = self.ends.generator.samples
         best = 0.0
         for _ in range(TAKES):
-            with served(self.ends.server(way), way, cpus[1], library=self.native) as near:
+            with served(self.ends.server(way), way, cpus[1], library=self.library) as near:
                 found = self.ends.generator.call(
                     [near],
                     turn_s,
@@ -170,13 +170,13 @@ class Bench:
                 late = [sent - at for sent, at in zip(samples[:count], due, strict=True)]
             if cpu >= LEAST_CPU or time.monotonic() > self.until_s:
                 break
-        record.add(ns, missing)
         record.late.update(late)
         record.cpu.append(best)
+        return record.add(ns, missing)
 
 
 class Runner:
-    """Lets contestants take turns, round by round, for as long as a phase has."""
+    """Gives each phase its share of the time, and contestants their turns in it."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -187,25 +187,16 @@ class Runner:
         """How long a turn is, where `share` of the budget is for so many a round."""
         return min(max(self.plan.budget_s * share / AIM_ROUNDS / turns - OVERHEAD_S, TURN_S[0]), TURN_S[1])
 
-    def run(self, what: str, share: float, turns: Sequence[tuple[str, Callable[[], None]]]) -> None:
+    def run(self, what: str, share: float, turns: Mapping[str, Callable[[], Mapping[str, float]]]) -> Rounds:
         """Each of `turns` once a round, for `share` of the budget."""
-        plan, budget_s = self.plan, self.plan.budget_s * share
-        began = time.monotonic()
-        rounds = 0
-        while True:
-            for number, (name, turn) in enumerate(self.rng.sample(turns, len(turns))):
-                part = (time.monotonic() - began) / max(budget_s, 1e-9)
-                if plan.rounds:
-                    part = (rounds + number / len(turns)) / plan.rounds
-                plan.progress(f"{what}: {name}", self.done + share * min(1.0, part))
-                turn()
-            rounds += 1
-            spent_s = time.monotonic() - began
-            over = rounds >= LEAST_ROUNDS and spent_s * (1 + 1 / rounds) > budget_s
-            if rounds >= (plan.rounds or MAX_ROUNDS) or (not plan.rounds and over):
-                break
+        plan, done = self.plan, self.done
+
+        def progress(part: float) -> None:
+            plan.progress(what, done + share * part)
+
+        found = take_turns(turns, plan.budget_s * share, rounds=plan.rounds, rng=self.rng, progress=progress)
         self.done += share
-        plan.progress(what, self.done)
+        return found
 
 
 def run(plan: Plan) -> Answer:
@@ -214,11 +205,12 @@ def run(plan: Plan) -> Answer:
     size = min(max(plan.sizes[0], echo.HEADER.size), echo.BUFSIZE)
     phases = Phases(plan, two_cpus())
     with ExitStack() as stack:
-        native = stack.enter_context(compiled())
-        ways = available(native)
+        library = native.built("echo.c")
+        path = None if isinstance(library, str) else library._name
+        ways = available(path)
         plan.progress("starting processes", 0.0)
         ends = stack.enter_context(Ends(ways))
-        phases.measure(Bench(ends, native, size, began + plan.budget_s), ways)
+        phases.measure(Bench(ends, path, size, began + plan.budget_s), ways)
     method = METHOD.format(size=size, timeout=TIMEOUT_NS / 1e6, beyond=BEYOND, baseline=BASELINE)
     return Answer(
         QUESTION.name, QUESTION.title, method, phases.tables, phases.plots, elapsed_s=time.monotonic() - began
@@ -260,37 +252,44 @@ class Phases:
             "Round trip, two processes on two CPUs",
             ways,
             partial(bench.round_trips, pair),
-            "Mostly the wake-up of a CPU that sleeps: +/- 30 % from run to run. What spins keeps both CPUs busy.",
+            "Mostly the wake-up of a CPU that sleeps: +/- 30 % from run to run. What spins keeps both CPUs busy. "
+            "Receiver's native thread and the one that takes share the CPU of their end.",
         )
         self.open(bench, ways, pair)
 
     def closed(
-        self, what: str, title: str, ways: list[str], turn: Callable[[float, str, Record], None], note: str
+        self, what: str, title: str, ways: list[str], turn: Callable[[float, str, Record], Measures], note: str
     ) -> None:
         """One request at a time."""
         turn_s = self.runner.turn_s(self.shares[what], len(ways))
         records = {way: Record() for way in ways}
-        turns = [(way, partial(turn, turn_s, way, record)) for way, record in records.items()]
-        self.runner.run(title, self.shares[what], turns)
-        self.show(title, records, note)
+        turns = {way: partial(turn, turn_s, way, record) for way, record in records.items()}
+        rounds = self.runner.run(title, self.shares[what], turns)
+        self.show(title, records, {way: rounds.ratio(way, BASELINE, "p50") for way in ways}, note)
 
     def open(self, bench: Bench, ways: list[str], cpus: tuple[int, int]) -> None:
         """At rates that are shares of what the slowest can do."""
         turn_s = max(CAPACITY_S, self.runner.turn_s(self.shares["capacity"], len(ways)))
-        able: dict[str, list[float]] = {way: [] for way in ways}
-        turns = [(way, partial(bench.capacity, cpus, turn_s, way, found)) for way, found in able.items()]
-        self.runner.run("What the slowest can do", self.shares["capacity"], turns)
-        slowest = min(ways, key=lambda way: max(able[way]))  # the best of its rounds: others only disturb
-        most = max(able[slowest])
-        records = {share: {way: Record() for way in ways} for share in RATE_SHARES}
-        turn_s = self.runner.turn_s(self.shares["rates"], len(ways) * len(records))
-        turns = [
-            (f"{way}, {share:.0%}", partial(bench.at_rate, cpus, round_down(most * share), turn_s, way, record))
-            for share in RATE_SHARES
-            for way, record in records[share].items()
-        ]
-        self.runner.run("At a fixed rate", self.shares["rates"], turns)
-        for share in RATE_SHARES:
+        able = self.runner.run(
+            "What the slowest can do",
+            self.shares["capacity"],
+            {way: partial(bench.capacity, cpus, turn_s, way) for way in ways},
+        )
+        # The best of its rounds: whatever else runs only takes from it.
+        most, slowest = min((max(able.values[way]["per_s"]), way) for way in ways)
+        rates = [round_down(most * share) for share in RATE_SHARES]
+        records = [{way: Record() for way in ways} for _ in rates]
+        turn_s = self.runner.turn_s(self.shares["rates"], len(ways) * len(rates))
+        rounds = self.runner.run(
+            "At a fixed rate",
+            self.shares["rates"],
+            {
+                f"{way} {number}": partial(bench.at_rate, cpus, rate, turn_s, way, records[number][way])
+                for number, rate in enumerate(rates)
+                for way in ways
+            },
+        )
+        for number, (rate, share) in enumerate(zip(rates, RATE_SHARES, strict=True)):
             note = (
                 f"{share:.0%} of what the slowest, {slowest}, answers with {WINDOW} requests always under way "
                 f"({most:,.0f}/s). Two CPUs: the client spins on one. `sent late` is by how much it was behind itself, "
@@ -298,10 +297,11 @@ class Phases:
                 f"{LEAST_CPU:.0%} of its CPU, a turn is taken again, up to {TAKES} times, and the best counts; well "
                 "below that something else runs on this machine, and what is slow is that."
             )
-            self.show(f"Answer at {round_down(most * share):,.0f} requests/s", records[share], note)
+            ratios = {way: rounds.ratio(f"{way} {number}", f"{BASELINE} {number}", "p50") for way in ways}
+            self.show(f"Answer at {rate:,.0f} requests/s", records[number], ratios, note)
 
-    def show(self, title: str, records: Records, note: str) -> None:
-        self.tables.append(table_of(title, records, note))
+    def show(self, title: str, records: Records, ratios: Mapping[str, Figure], note: str) -> None:
+        self.tables.append(table_of(title, records, ratios, note))
         self.plots.extend((curves(title, records), bars(title, records)))
 
 
@@ -320,15 +320,16 @@ def told(histogram: Histogram, percent: float) -> float | None:
     return us(histogram.percentile(percent)) if above >= BEYOND else None
 
 
-def table_of(title: str, records: Records, note: str) -> Table:
+def table_of(title: str, records: Records, ratios: Mapping[str, Figure], note: str) -> Table:
     late = any(record.late.count for record in records.values())
     columns = [
-        *(Column(name, name, "us") for name in PERCENTILES),
+        Column("p50", "p50", "us"),
+        Column("ratio", "×", "x", 2),
+        *(Column(name, name, "us") for name in list(PERCENTILES)[1:]),
         Column("max", "max", "us", 0),
-        Column("samples", "requests", "", 0),
-        Column("missing", "missing", "", 0),
+        Column("missing", "missing", "of", 0),
+        Column("samples", "requests", "each", 0),
         *([Column("late", "sent late", "us"), Column("cpu", "client's CPU", "%", 0)] if late else []),
-        Column("ratio", "p50 ratio", "x", 2),
     ]
     rows = []
     for way, record in records.items():
@@ -338,7 +339,7 @@ def table_of(title: str, records: Records, note: str) -> Table:
             "max": us(histogram.maximum),
             "samples": histogram.count,
             "missing": record.missing,
-            "ratio": ratio(records[BASELINE], record),
+            "ratio": ratios[way],
         }
         if late:
             cells["late"] = us(record.late.percentile(99))
@@ -349,14 +350,6 @@ def table_of(title: str, records: Records, note: str) -> Table:
 
 def us(ns: int | None) -> float | None:
     return None if ns is None else ns / 1e3
-
-
-def ratio(baseline: Record, own: Record) -> Figure:
-    ratios = [base / mine for base, mine in zip(baseline.medians, own.medians, strict=True)]
-    if len(ratios) == 1:
-        return Figure(ratios[0], ratios[0], ratios[0])
-    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return Figure(median, low, high)
 
 
 def curves(title: str, records: Records) -> Plot:
