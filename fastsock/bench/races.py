@@ -80,8 +80,6 @@ def kind_of(name: str) -> str:
         ("socket.", "socket"),
         ("select", "socket"),
         ("selectors.", "socket"),
-        ("uvloop: own", "uvloop"),
-        ("asyncio: own", "asyncio"),
     ):
         if name.startswith(beginning):
             return kind

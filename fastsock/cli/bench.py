@@ -27,7 +27,7 @@ from fastsock.cli.arguments import UsageError, parse_count, size_between
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-DEFAULT_S, QUICK_S, FULL_S = 48.0, 12.0, 260.0
+DEFAULT_S, QUICK_S, FULL_S = 48.0, 12.0, 240.0
 """Of a run without names; what starts processes takes a little more."""
 NAMED_S, QUICK_NAMED_S, FULL_NAMED_S = 6.0, 1.5, 20.0
 """Of a question that was named, per weight."""
