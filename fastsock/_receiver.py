@@ -265,7 +265,7 @@ class Receiver:
 
     @property
     def stats(self) -> RingStats:
-        """The counts of all rings together, as ``RingStats``; ``rings[i].stats`` has one's."""
+        """The counts of all rings together, as ``RingStats``; ``rings[i].stats`` has one's. They stay after close."""
         return total([ring.stats for ring in self._feeders])
 
     # --- the end --------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def test_close(made):
         assert repr(ring).endswith(", closed>")
         ring.close()
         calls += [ring.take, ring.fileno, ring.__enter__]
-        calls += [functools.partial(getattr, ring, name) for name in ("stats", "slots", "slot_size", "nbytes")]
+        calls += [functools.partial(getattr, ring, name) for name in ("slots", "slot_size", "nbytes")]
     for call in calls:
         with pytest.raises(OSError, match=BAD):
             call()
@@ -902,3 +902,16 @@ def test_a_cpu_that_there_is_not(socks):
         gc.collect()
         assert open_descriptors() == before
         assert not threads()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_counts_stay_after_the_end(closing, size):
+    socks = [closing(sock) for sock in fastsock.bind_udp_group(("127.0.0.1", 0), size)]
+    sender = closing(fastsock.connect_udp(socks[0].getsockname()))
+    with fastsock.Receiver(socks, slots=64) as receiver:
+        sender.send(b"one")
+        assert len(receiver.take(timeout=DEADLINE_S)) == 1
+        slots = receiver.stats.slots
+    stats = receiver.stats
+    assert (stats.received, stats.taken, stats.kernel_drops, stats.slots) == (1, 1, 0, slots)
+    assert sum(ring.stats.received for ring in receiver.rings) == 1

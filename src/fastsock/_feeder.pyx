@@ -136,13 +136,13 @@ cdef class Feeder(Ring):
             PyErr_CheckSignals()
         return rc
 
-    cdef object kernel_drops(self):
+    cdef object kernel_drops(self, Mapping mapping):
         if self.drops_before is None:
             return None
         # Up to date, as long as the thread is there to receive what comes.
         if self.is_ours() and not self.feeder.stopped and self.sock.handle.fd >= 0:
             return self.sock.drops - self.drops_before
-        return fastsock_load(&self.mapping.ring.counts.kernel_drops)
+        return fastsock_load(&mapping.ring.counts.kernel_drops)
 
     def ask_to_stop(self):
         """Have the thread stop, without waiting for it."""

@@ -116,6 +116,7 @@ cdef class Ring:
     cdef int64_t spin_ns
     cdef bint watched                       # somebody may be polling the eventfd
     cdef bint closed_                       # take no more
+    cdef object final                       # the counts when it was closed
     cdef bint finished                      # and nothing writes the eventfd any more
     cdef int waiters
 
@@ -125,7 +126,8 @@ cdef class Ring:
     cdef int spin(self, int64_t until_ns) except -1
     cdef int let_go(self) except -1
     cdef int raise_end(self, Mapping mapping) except -1
-    cdef object kernel_drops(self)
+    cdef object count(self, Mapping mapping)
+    cdef object kernel_drops(self, Mapping mapping)
 
 cdef fastsock_geometry plan(
     Py_ssize_t slots, Py_ssize_t slot_size, int ancillary, int family, bint addresses

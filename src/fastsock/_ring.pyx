@@ -538,11 +538,15 @@ cdef class Ring:
 
     @property
     def stats(self):
-        """Counts since the ring was made, as ``RingStats``; OSError where it is closed (EBADF)."""
-        cdef fastsock_ring *ring = self.open_mapping().ring
+        """Counts since the ring was made, as ``RingStats``; those at the end, once it is closed."""
+        cdef Mapping mapping = self.mapping
+        return self.final if mapping is None else self.count(mapping)
+
+    cdef object count(self, Mapping mapping):
+        cdef fastsock_ring *ring = mapping.ring
         cdef fastsock_counts *counts = &ring.counts
         taken = fastsock_load_acquire(&ring.taken)  # first, so that it is never more than was received
-        drops = self.kernel_drops()
+        drops = self.kernel_drops(mapping)
         return RingStats(
             fastsock_load(&counts.received),
             fastsock_load(&counts.nbytes),
@@ -552,14 +556,14 @@ cdef class Ring:
             fastsock_load(&counts.batches),
             fastsock_load(&counts.largest_batch),
             fastsock_load(&counts.high_water),
-            self.slots,
+            slots_of(mapping),
             taken,
             fastsock_load(&counts.errors),
             fastsock_load(&counts.last_error),
         )
 
-    cdef object kernel_drops(self):
-        return fastsock_load(&self.mapping.ring.counts.kernel_drops)
+    cdef object kernel_drops(self, Mapping mapping):
+        return fastsock_load(&mapping.ring.counts.kernel_drops)
 
     @property
     def slots(self):
@@ -567,8 +571,7 @@ cdef class Ring:
 
         With UDP GRO, so many times ``slot_size`` bytes, in which datagrams lie side by side.
         """
-        cdef fastsock_geometry *geometry = &self.open_mapping().ring.geometry
-        return geometry.blocks * <Py_ssize_t>fastsock_block_slots(geometry)
+        return slots_of(self.open_mapping())
 
     @property
     def slot_size(self):
@@ -595,6 +598,8 @@ cdef class Ring:
         self.closed_ = True
         with cython.critical_section(self):
             self.finished = True
+            if self.mapping is not None:
+                self.final = self.count(self.mapping)
             if not self.waiters:
                 self.let_go()
             elif self.event.fd >= 0:
@@ -618,6 +623,11 @@ cdef class Ring:
         if self.closed_:
             return "<fastsock.Ring, closed>"
         return f"<fastsock.Ring of {self.slots} slots of {self.slot_size} bytes>"
+
+
+cdef Py_ssize_t slots_of(Mapping mapping) noexcept:
+    cdef fastsock_geometry *geometry = &mapping.ring.geometry
+    return geometry.blocks * <Py_ssize_t>fastsock_block_slots(geometry)
 
 
 cdef int is_gone(int pid) except -1:
