@@ -396,6 +396,15 @@ def test_the_best_run_of_each_row_counts():
     assert targets.better(extra, low, high) == targets.better(extra, None, low) == low
 
 
+def test_a_terminal_of_80_columns_shows_every_verdict(monkeypatch, capsys):
+    monkeypatch.setattr(targets, "measure_live", lambda plan, **options: [])
+    for answer in (targets.run(Plan(0, 1, rounds=1), best_of=1)[0], guard.run(Plan(0, 1, rounds=1), best_of=1)[0]):
+        out = drawn(answer.tables, monkeypatch, capsys, 80)
+        verdicts = [row.cells["verdict"] for table in answer.tables for row in table.rows]
+        for word in ("pass", "short", "holds"):
+            assert out.count(f" {word} ") == verdicts.count(word)
+
+
 def test_targets_are_checked_only_where_asked(monkeypatch, capsys):
     answer = Answer("targets", "Is it?", "So.")
     monkeypatch.setattr(targets, "run", lambda plan, **options: (answer, ["something"]))

@@ -100,9 +100,9 @@ def run(plan: Plan, *, best_of: int = 3, floors: list[Floor] | None = None) -> t
         rows.append(Row(floor.target.what, cells, kind_of(floor.contestant)))
     columns = [
         Column("ratio", "ratio", "x", 2),
+        Column("verdict", ""),
         Column("floor", "floor", "x", 2),
         Column("least", "at least", "x", 2),
-        Column("verdict", ""),
     ]
     answer = Answer("guard", "Did a change slow a hot path?", method, tables=[Table("floors", columns, rows)])
     return answer, bool(low)

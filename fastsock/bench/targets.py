@@ -68,7 +68,7 @@ def within(percent: float) -> float:
     return 1 / (1 + percent / 100)
 
 
-STAMPED, C_STAMPED = "recv_batch, peer and time", "C recvmmsg, peer and time"
+STAMPED, C_STAMPED = "recv_batch, stamped", "C recvmmsg, stamped"
 
 TARGETS = [
     Target("receive 64", "recv_batch", "C recvmmsg", within(5)),
@@ -254,8 +254,8 @@ def run(plan: Plan, *, best_of: int = 3, quick: bool = False) -> tuple[Answer, l
             "targets",
             [
                 Column("ratio", "ratio", "x", 2),
-                Column("target", "target", "x", 2),
                 Column("verdict", ""),
+                Column("target", "target", "x", 2),
                 Column("own_ns", "own", "ns", 0),
                 Column("base_ns", "its", "ns", 0),
             ],
@@ -265,9 +265,9 @@ def run(plan: Plan, *, best_of: int = 3, quick: bool = False) -> tuple[Answer, l
             "live",
             [
                 Column("ratio", "ratio", "x", 2),
-                Column("target", "target", "x", 2),
                 Column("lost", "lost", "%", 2),
                 Column("verdict", ""),
+                Column("target", "target", "x", 2),
             ],
             live,
             "datagram_received under a flood, by received datagrams; a Receiver with the default buffer at 200,000/s.",

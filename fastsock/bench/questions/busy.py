@@ -22,6 +22,8 @@ Receive = Callable[[], int]
 
 RATE = 200_000
 """Datagrams a second that are offered."""
+START_S = 30
+"""For the sender to start."""
 QUIET_S = 0.3
 """Nothing for so long: the sender is done."""
 BOTH_S = 15
@@ -58,7 +60,7 @@ def by_a_receiver(priority: int) -> Callable[[Ends], Receive]:
         receiver = ends.stack.enter_context(fastsock.Receiver(ends.ours, priority=priority))
 
         def receive() -> int:
-            batch = receiver.take(timeout=QUIET_S)
+            batch = receiver.take(timeout=ends.ours.gettimeout())
             if not batch:
                 raise TimeoutError
             return len(batch)
@@ -102,15 +104,18 @@ def receive_once(build: Callable[[Ends], Receive], seconds: float, rcvbuf: int |
     with sock, socket.socket(fileno=sock.dup().detach()) as std, ExitStack() as stack:
         address = f"127.0.0.1:{sock.getsockname()[1]}"
         command = [sys.executable, "-m", "fastsock", "send", address, "--json", "--size", "64", "--rate", str(RATE)]
-        sender = subprocess.Popen([*command, "--duration", str(seconds)], stdout=subprocess.PIPE)
-        received = std.recv(2048) != b""  # the sender has started
+        # Before anything is sent: making a ring takes longer than the default buffer lasts.
         receive = build(Ends(sock, std, stack))
+        sock.settimeout(START_S)
+        std.settimeout(START_S)
+        sender = subprocess.Popen([*command, "--duration", str(seconds)], stdout=subprocess.PIPE)
+        stack.callback(sender.wait)
+        count = receive()
         sock.settimeout(QUIET_S)
         std.settimeout(QUIET_S)
         thread = threading.Thread(target=busy)
         thread.start()
         try:
-            count = int(received)
             while True:
                 count += receive()
         except TimeoutError:
