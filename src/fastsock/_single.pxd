@@ -11,6 +11,6 @@ cdef class SingleSocket(BaseSocket):
     cdef c.socklen_t peer_namelen
 
     cdef int encode_peer(self, object address, c.sockaddr_storage *storage, c.socklen_t *addrlen) except -1
-    cdef tuple receive_message(self, tuple targets, Py_ssize_t ancbufsize, int how)
+    cdef tuple receive_message(self, c.iovec *iov, Py_ssize_t count, Py_ssize_t ancbufsize, int how)
     cdef ssize_t send_to_peer(self, const char *data, Py_ssize_t size, int flags, object address) except -1
     cdef ssize_t send_rest(self, const char *data, Py_ssize_t size, int flags) noexcept

@@ -28,6 +28,7 @@ cdef extern from "Python.h":
 
 cdef enum:
     STACK_BYTES = 2048          # recv copies a small datagram from here, and allocates once
+    SMALL_CONTROL = 64          # words of ancillary data for which recvmsg allocates nothing
     # Sends that must not be tried first: one may wait for the connection, each call of the
     # other has a number.
     WHOLE_CALLS = c.MSG_FASTOPEN | c.MSG_ZEROCOPY
@@ -118,38 +119,61 @@ cdef class SingleSocket(BaseSocket):
             ``(payload, ancdata, msg_flags, address)``, ancdata being a list of
             ``(cmsg_level, cmsg_type, cmsg_data)``.
         """
+        cdef c.iovec iov
+        cdef char stack[STACK_BYTES]
+        cdef PyObject *payload = NULL
+        cdef int how = integer(flags)
         if bufsize < 0:
             raise ValueError("negative buffer size in recvmsg()")
-        cdef bytearray payload = bytearray(bufsize)
-        size, ancdata, msg_flags, address = self.receive_message((payload,), ancbufsize, integer(flags))
-        return bytes(memoryview(payload)[:size]), ancdata, msg_flags, address
+        iov.iov_base = stack
+        iov.iov_len = <size_t>bufsize
+        if bufsize > STACK_BYTES:
+            large = PyBytes_FromStringAndSize(NULL, bufsize)
+            iov.iov_base = PyBytes_AS_STRING(large)
+        got, ancdata, msg_flags, address = self.receive_message(&iov, 1, ancbufsize, how)
+        size = min(<Py_ssize_t>got, bufsize)        # more with MSG_TRUNC
+        if bufsize <= STACK_BYTES:
+            return PyBytes_FromStringAndSize(stack, size), ancdata, msg_flags, address
+        payload = <PyObject *>large
+        Py_INCREF(large)
+        large = None                                # or it could not be resized
+        _PyBytes_Resize(&payload, size)
+        large = <object>payload
+        Py_DECREF(large)
+        return large, ancdata, msg_flags, address
 
     def recvmsg_into(self, buffers, Py_ssize_t ancbufsize=0, flags=0):
         """As ``recvmsg``, into writable ``buffers`` one after the other; the size comes first."""
-        return self.receive_message(tuple(buffers), ancbufsize, integer(flags))
-
-    cdef tuple receive_message(self, tuple targets, Py_ssize_t ancbufsize, int how):
-        cdef c.sockaddr_storage storage
-        cdef c.msghdr msg
-        cdef Buffers held
-        if not 0 <= ancbufsize <= 0x7FFFFFFF:
-            raise ValueError("invalid ancillary data buffer length")
-        self.raise_deferred(&self.deferred_recv)
-        memset(&msg, 0, sizeof(msg))
-        held = Buffers()
+        cdef tuple targets = tuple(buffers)
+        cdef int how = integer(flags)
+        cdef Buffers held = Buffers()
         held.reserve(max(1, len(targets)))
-        msg.msg_control = malloc(<size_t>ancbufsize) if ancbufsize else NULL
         try:
-            if ancbufsize and msg.msg_control == NULL:
-                raise MemoryError()
             try:
                 held.hold(targets, 0, len(targets), PyBUF_WRITABLE)
             except BufferError as error:
                 raise TypeError(f"recvmsg_into() needs read-write bytes-like objects: {error}") from None
+            return self.receive_message(held.iov, len(targets), ancbufsize, how)
+        finally:
+            held.let_go()
+
+    cdef tuple receive_message(self, c.iovec *iov, Py_ssize_t count, Py_ssize_t ancbufsize, int how):
+        cdef c.sockaddr_storage storage
+        cdef c.msghdr msg
+        cdef size_t small[SMALL_CONTROL]
+        if not 0 <= ancbufsize <= 0x7FFFFFFF:
+            raise ValueError("invalid ancillary data buffer length")
+        self.raise_deferred(&self.deferred_recv)
+        memset(&msg, 0, sizeof(msg))
+        if ancbufsize:
+            msg.msg_control = small if <size_t>ancbufsize <= sizeof(small) else malloc(<size_t>ancbufsize)
+            if msg.msg_control == NULL:
+                raise MemoryError()
+        try:
             msg.msg_name = &storage
             msg.msg_namelen = sizeof(storage)
-            msg.msg_iov = held.iov
-            msg.msg_iovlen = <size_t>len(targets)
+            msg.msg_iov = iov
+            msg.msg_iovlen = <size_t>count
             msg.msg_controllen = <size_t>ancbufsize
             size = sys_recvmsg(
                 &self.handle, &msg, how, self.timeout_ns, may_try(self, iov_bytes(&msg), how)
@@ -161,8 +185,8 @@ cdef class SingleSocket(BaseSocket):
                     self.note_record(record)
             return size, decode_control(&msg), msg.msg_flags, decode_address(&storage, msg.msg_namelen)
         finally:
-            held.let_go()
-            free(msg.msg_control)
+            if msg.msg_control != small:
+                free(msg.msg_control)
 
     def send(self, data, flags=0, /):
         """Send one datagram to the connected peer; returns its size. See send(2).
