@@ -458,7 +458,7 @@ def die_with(parent: int) -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     if os.getppid() != parent:
-        sys.exit("the parent was gone before")
+        sys.exit(1)  # it was gone before
 
 
 @contextlib.contextmanager
