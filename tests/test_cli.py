@@ -176,6 +176,7 @@ def test_runs_as_a_module(module: str) -> None:
         ["recv", "127.0.0.1:0", "--workers", "2", "--cpus", "0"],
         ["recv", "127.0.0.1:0", "--cpus", "0-1"],
         ["recv", "127.0.0.1:0", "--spin", "1000001"],
+        ["recv", "127.0.0.1:0", "--priority", "100"],
         ["recv", ":0", "--workers", "2", "--multicast", "239.1.1.1"],
         ["recv", "[::1]:0", "--multicast", "239.1.1.1"],
         ["send", "127.0.0.1:9", "--gso", "--timestamps"],

@@ -231,8 +231,8 @@ def test_a_run_is_taken_as_its_numbers_are(steps: list[tuple[bool, int, int]]) -
 
 
 @given(
-    st.lists(st.tuples(st.integers(32, 90), st.integers(1, 5), st.integers(0, 89)), min_size=1, max_size=4),
-    st.lists(st.sampled_from(["next", "next", "next", "gap", "again", "other", "noise", "end"]), max_size=40),
+    st.lists(st.tuples(st.integers(32, 90), st.integers(1, 20), st.integers(0, 89)), min_size=1, max_size=4),
+    st.lists(st.sampled_from([*["next"] * 9, "gap", "again", "other", "noise", "end"]), max_size=90),
     st.integers(0, 9),
 )
 def test_joined_datagrams_are_tracked_as_single_ones(
@@ -368,6 +368,8 @@ def test_a_joined_message_is_one_span() -> None:
         (60, 61, batch.stride, 40),  # its last datagram is shorter, and as far from the one before
         (121, 9, 2 * batch.stride, 40),
     ]
+    batch.load([datagram(0) * 9] * 3, ancdata=joined(40, 40, 40))
+    assert [tuple(span) for span in spans(batch, 32)] == [(9 * i, 9, batch.stride * i, 40) for i in range(3)]
 
 
 def test_messages_side_by_side_are_one_span() -> None:
@@ -376,6 +378,17 @@ def test_messages_side_by_side_are_one_span() -> None:
     assert [tuple(span) for span in spans(SideBySide([*message, b"y" * 35, *message], 3), 32)] == [
         (0, 61, 3, 40),
         (61, 60, 3 + 60 * 40 + 35, 40),
+    ]
+    # Each shorter one is as far from the one before, and the next elsewhere.
+    sizes = [40] * 9 + [39, 41] + [40] * 9
+    assert [tuple(span)[:3] for span in spans(SideBySide([b"x" * size for size in sizes]), 32)] == [
+        (0, 10, 0),
+        (11, 9, 400 + 40),
+    ]
+    sizes = [40] * 9 + [50] * 10
+    assert [tuple(span) for span in spans(SideBySide([b"x" * size for size in sizes]), 32)] == [
+        (0, 10, 0, 40),
+        (10, 9, 360 + 50, 50),
     ]
     assert [tuple(span) for span in spans(SideBySide(message, 3, cut=33), 32)] == [(0, 60, 3, 40)]
     assert [tuple(span) for span in spans(SideBySide(message[:1], 3), 32)] == [(0, 1, 3, 40)]

@@ -17,9 +17,10 @@ import select
 import time
 from collections.abc import Sequence
 from socket import SO_RCVBUF, SOL_SOCKET
-from typing import Any
+from typing import Any, cast
 
 import fastsock
+from fastsock._feeder import Feeder
 from fastsock._multicast import format_group
 from fastsock._steering import PROGRAMS
 from fastsock.cli.arguments import (
@@ -130,6 +131,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cpus", metavar="LIST", type=parse_cpus, help="the CPU that each worker's thread stays on, such as 0,2 or 0-3"
     )
     workers.add_argument(
+        "--priority",
+        metavar="N",
+        type=number_between(1, 99),
+        default=0,
+        help="real-time threads (SCHED_FIFO) of this priority, 1 to 99, which other load does not keep waiting; takes "
+        "CAP_SYS_NICE",
+    )
+    workers.add_argument(
         "--ring-slots",
         metavar="N",
         type=number_between(1, 1 << 30),
@@ -232,6 +241,7 @@ def start(args: argparse.Namespace, socks: Sequence[fastsock.Socket]) -> fastsoc
         slot_size=slot_size,
         vlen=args.vlen or (GRO_VLEN if socks[0].gro else VLEN),
         cpus=args.cpus,
+        priority=args.priority,
         spin_us=args.spin,
         coalesce_us=args.coalesce,
     )
@@ -250,6 +260,7 @@ def listening_fields(
         "workers": args.workers,
         "steering": args.steering,
         "cpus": args.cpus,
+        "priority": args.priority,
         "spin_us": args.spin,
         "coalesce_us": args.coalesce,
         "gro": sock.gro,
@@ -330,7 +341,8 @@ class Run:
         self._last_s = 0.0
         self._socks = socks
         self._receiver = receiver
-        self._workers = list(zip(socks, receiver.rings, strict=True))
+        # The rings of a receiver are those with the threads.
+        self._workers = list(zip(socks, cast(tuple[Feeder, ...], receiver.rings), strict=True))
         self._args = args
         self._reporter = reporter
         self._reported = Totals(Counts(), (Counts(),) * len(socks), 0, 0, 0)
@@ -389,15 +401,11 @@ class Run:
         """Count what is still queued, while nothing more is let in; returns the first error."""
         shut(self._socks)
         failures: list[OSError] = []
-        # What came while they were shut is with the first: it is read last, and no stream is out of order.
+        # A stream that changed sockets while they were shut goes on in one that comes later here.
         for sock, ring in reversed(self._workers):
             try:
                 self._empty_queue(sock, ring)
-            except OSError as error:
-                failures.append(error)
-        self._receiver.stop()
-        for _, ring in reversed(self._workers):
-            try:
+                ring.stop()
                 while not self.full:
                     self._take(ring, None)
             except EOFError:
@@ -478,20 +486,15 @@ def drops_of(sock: fastsock.Socket) -> int | None:
 
 
 def shut(socks: Sequence[fastsock.Socket]) -> None:
-    """Let nothing more in; what is queued stays. Of several sockets, the first gets what comes meanwhile.
+    """Let nothing more in; what is queued stays.
 
-    A UDP socket connected to itself hears no other peer. But in an SO_REUSEPORT group the kernel gives its share to
-    those not yet connected, and, where the address is a wildcard, deals anew: streams would change sockets.
+    A UDP socket connected to itself hears no other peer. In an SO_REUSEPORT group it leaves its share to others
+    meanwhile, or takes its place from the group (a wildcard's does) and the kernel deals anew. From the last to the
+    first, streams only move to sockets before their own.
     """
-    first, *others = socks
-    with contextlib.suppress(OSError):
-        if others:
-            first.steer("cpu", 1)
-        for sock in reversed(others):
+    for sock in reversed(socks):
+        with contextlib.suppress(OSError):
             sock.connect(own_address(sock))
-        if others:
-            first.steer(None)
-        first.connect(own_address(first))
 
 
 def own_address(sock: fastsock.Socket) -> tuple[Any, ...]:
