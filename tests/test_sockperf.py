@@ -19,7 +19,8 @@ from fastsock.bench import echo
 from fastsock.bench.ends import Ends, stop
 from fastsock.bench.questions.latency import WARMING
 
-FACTOR = 4
+FACTOR = 20 if "FASTSOCK_SANITIZED" in os.environ else 4
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # of the sanitizers
 ATTEMPTS = 4
 SIZE = 64
 CPU = min(os.sched_getaffinity(0))
@@ -45,7 +46,13 @@ def ping_pong(port, client_port=None):
     command = ["sockperf", "ping-pong", "-i", "127.0.0.1", "-p", str(port), "-m", str(SIZE), "-t", "1"]
     command += ["--full-rtt", *(["--client_port", str(client_port)] if client_port else [])]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=DEADLINE_S, stdin=subprocess.DEVNULL, preexec_fn=pin
+        command,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        stdin=subprocess.DEVNULL,
+        preexec_fn=pin,
+        env=ENVIRONMENT,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -124,6 +131,7 @@ def its_server():
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         preexec_fn=pin,
+        env=ENVIRONMENT,
     )
     try:
         with udp_socket() as sock:
