@@ -345,6 +345,11 @@ def test_options_reach_the_receiver(capsys: Output, monkeypatch: pytest.MonkeyPa
             super().__init__(socks, **options)  # the priority takes a capability
 
     monkeypatch.setattr(fastsock, "Receiver", Recording)
+    for words, coalesce_us in (([], 50), (["--spin", "2"], 0), (["--spin", "2", "--coalesce", "3"], 3)):
+        assert exit_code("recv", "127.0.0.1:0", "--rcvbuf", "4k", *words, "--json", "--duration", "0.01") == 0
+        capsys.readouterr()
+        rest = {"cpus": None, "priority": 0, "spin_us": 2 if words else 0, "coalesce_us": coalesce_us}
+        assert seen.pop() == {"slots": 32768, "slot_size": 2048, "vlen": 64, **rest}
     cpu = min(os.sched_getaffinity(0))
     words = ["--workers", "2", "--steering", "cpu", "--cpus", f"{cpu},{cpu}", "--spin", "5", "--coalesce", "2.5"]
     words += ["--priority", "7"]

@@ -52,6 +52,7 @@ from fastsock.cli.stream import StreamResult, StreamTracker
 VLEN, GRO_VLEN = 64, 8  # the fastest, without and with GRO
 SLOT_SIZE, GRO_SLOT_SIZE = 2048, 65535
 RING_SLOTS = 32768
+COALESCE_US = 50.0
 LOST = 3  # exit code of --fail-on-loss
 DRAIN_S = 2.0  # the longest that emptying the queues may take
 
@@ -157,8 +158,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--coalesce",
         metavar="US",
         type=parse_microseconds,
-        default=0.0,
-        help="sleep so many microseconds after a wake-up: larger batches, and less CPU time (0)",
+        help="sleep so many microseconds after a wake-up: larger batches, less CPU time, and so much more until a "
+        f"datagram is read ({COALESCE_US:.0f}; with --spin 0)",
     )
     what = parser.add_argument_group("what to say")
     what.add_argument("--interval", metavar="S", type=parse_seconds, default=1.0, help="seconds between reports (1)")
@@ -168,6 +169,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check(args)
+    if args.coalesce is None:
+        args.coalesce = 0.0 if args.spin else COALESCE_US
     with contextlib.ExitStack() as stack:
         reporter = stack.enter_context(Reporter(args.json))
         socks = [stack.enter_context(sock) for sock in listen(args)]
