@@ -16,7 +16,7 @@ from conftest import NO_DROPS, V4, drain, needs, needs_drop_counter
 from rings import DEADLINE_S, SLOTS, arrived, deliver, mappings, numbered, send, settle, take, take_rest
 
 import fastsock
-from fastsock import Receiver
+from fastsock import Receiver, _constants
 
 BLOCK = SLOTS // 8
 CHUNK = 100
@@ -488,3 +488,19 @@ def test_memory_is_fixed(closing):
         # The sanitizer keeps freed memory in quarantine.
         assert grown * os.sysconf("SC_PAGE_SIZE") < (1 << 30 if "FASTSOCK_SANITIZED" in os.environ else 1 << 20)
         del held
+
+
+@needs_drop_counter
+@pytest.mark.parametrize("vlen", [1, 64])
+def test_stop_receives_all_that_is_queued(closing, vlen):
+    count = 6000
+    sock = closing(fastsock.bind_udp((V4.host, 0)))
+    with contextlib.suppress(PermissionError):
+        sock.setsockopt(socket.SOL_SOCKET, _constants.SO_RCVBUFFORCE, 8 << 20)
+    sender = closing(fastsock.connect_udp(sock.getsockname()))
+    for _ in range(count // 100):
+        sender.send_many([b"queued"] * 100)
+    with fastsock.Receiver(sock, slots=256, vlen=vlen) as receiver:
+        receiver.stop()
+        stats = receiver.stats
+        assert stats.received + stats.ring_drops + sock.drops == count

@@ -26,7 +26,7 @@ enum {
     FASTSOCK_TICK_MS = 1000,
     FASTSOCK_NOTE_NS = 100000000,       /* between two looks how much the kernel dropped, at least */
     FASTSOCK_BUSY_ROUNDS = 64,          /* receives between two looks at the clock, while there is always more */
-    FASTSOCK_LAST_ROUNDS = 4096,        /* receives after stop(), at most */
+    FASTSOCK_LEAST_TRUESIZE = 256,      /* what any queued message counts for in a receive buffer, at least */
     FASTSOCK_FAILURES = 1000,           /* in a row, after which the thread gives up */
     FASTSOCK_FAILURES_AT_ONCE = 10,     /* before it waits between them: a lack of memory takes a while to pass */
     FASTSOCK_FAILED_NS = 1000000,
@@ -125,6 +125,25 @@ static inline void fastsock_relax(void)
 #elif defined(__aarch64__)
     __asm__ __volatile__("isb" ::: "memory");
 #endif
+}
+
+/* Datagrams that may be queued now, at most; what comes later in a flood is not for stop() to wait for. */
+static inline uint64_t fastsock_feeder_queued(const struct fastsock_feeder *f)
+{
+    uint32_t info[FASTSOCK_MEMINFO_VARS] = {0};
+    socklen_t size = sizeof(info);
+    int value = 0;
+    if (getsockopt(f->fd, SOL_SOCKET, SO_MEMINFO, info, &size) != 0) {
+        size = sizeof(value);           /* before Linux 4.12: as if the buffer were full */
+        (void)getsockopt(f->fd, SOL_SOCKET, SO_RCVBUF, &value, &size);
+        info[0] = (uint32_t)value;
+    }
+    return ((uint64_t)info[0] / FASTSOCK_LEAST_TRUESIZE + 1) * (f->joined ? FASTSOCK_SEGMENTS : 1);
+}
+
+static inline uint64_t fastsock_feeder_seen(const struct fastsock_feeder *f)
+{
+    return fastsock_load(&f->ring->counts.received) + fastsock_load(&f->ring->counts.ring_drops);
 }
 
 /* Sleep for so long, or until stop(). */
@@ -529,7 +548,8 @@ static inline int fastsock_feeder_run(struct fastsock_feeder *f)
     while (!fastsock_feeder_acquire(f))         /* a consumer lets go at once */
         sched_yield();
     rc = f->driven_error;
-    for (int rounds = 0; rc >= 0 && rounds < FASTSOCK_LAST_ROUNDS; rounds++) {
+    const uint64_t last = fastsock_feeder_seen(f) + fastsock_feeder_queued(f);
+    while (rc >= 0 && fastsock_feeder_seen(f) < last) {
         rc = fastsock_feeder_receive(f);
         if (rc == 0)
             break;
