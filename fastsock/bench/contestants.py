@@ -199,8 +199,8 @@ def receive_many(receive: Callable[[int], Sequence[object]], vlen: int) -> Run:
     return run
 
 
-def receive_batch(link: Link, *, addresses: bool = False) -> Run:
-    batch = RecvBatch(VLEN, link.bufsize, addresses=addresses)
+def receive_batch(link: Link, vlen: int = VLEN, slot_size: int | None = None, *, addresses: bool = False) -> Run:
+    batch = RecvBatch(vlen, slot_size or link.bufsize, addresses=addresses)
     receive = link.receiver.recv_batch
 
     def run(count: int) -> int:
@@ -230,16 +230,7 @@ def receive_many_gro(link: Link, receive: Callable[[int], Sequence[object]]) -> 
 
 
 def receive_batch_gro(link: Link) -> Run:
-    batch = RecvBatch(GRO_VLEN, 65535)
-    receive = link.receiver.recv_batch
-
-    def run(count: int) -> int:
-        done = 0
-        while done < count:
-            done += receive(batch)
-        return done
-
-    return run
+    return receive_batch(link, GRO_VLEN, 65535)
 
 
 def send_each(send: Callable[[Any], int], payloads: Sequence[Any]) -> Run:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastsock import RecvBatch
 from fastsock.bench import native
-from fastsock.bench.contestants import RECEIVERS, Link, Links, Run, Side, receive_many, receivers
+from fastsock.bench.contestants import RECEIVERS, Link, Links, Run, Side, receive_batch, receive_many, receivers
 from fastsock.bench.paired import Samples
 from fastsock.bench.question import Plan, Question
 from fastsock.bench.races import DRAIN, rate_plot, run_races
@@ -17,19 +16,7 @@ BASELINE = "socket.recv"
 
 
 def batches_of(vlen: int) -> Callable[[Link], Run]:
-    def build(link: Link) -> Run:
-        batch = RecvBatch(vlen, link.bufsize)
-        receive = link.receiver.recv_batch
-
-        def run(count: int) -> int:
-            done = 0
-            while done < count:
-                done += receive(batch)
-            return done
-
-        return run
-
-    return build
+    return lambda link: receive_batch(link, vlen)
 
 
 def lists_of(vlen: int) -> Callable[[Link], Run]:
